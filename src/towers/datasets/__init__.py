@@ -1,0 +1,1 @@
+"""Where pictures come from, in which order, and how they reach the towers."""

@@ -1,0 +1,186 @@
+"""Encoded pictures to RGB: what a header allows, how the rest is decoded, and which pictures are given up."""
+
+import struct
+import threading
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from ..errors import BadData
+
+MAX_PIXELS = 16_000_000
+MAX_ENCODED_BYTES = 16 * 2**20
+MAX_JPEG_SCANS = 100
+JPEG_MAGIC = b"\xff\xd8\xff"
+JPEG_END = b"\xff\xd9"
+PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
+_START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_BASELINE = 0xC0
+_START_OF_SCAN = 0xDA
+_APP1 = 0xE1
+
+
+class BadPicture(ValueError):
+    """A picture that cannot be used; the message is the reason."""
+
+
+@dataclass(frozen=True)
+class Header:
+    """Size in pixels, and whether the picture is a whole baseline JPEG, grey or three components, without EXIF."""
+
+    height: int
+    width: int
+    plain: bool
+
+
+def read_header(encoded: bytes) -> Header:
+    """Check an encoded picture without decoding it.
+
+    Raises BadPicture: empty, more than MAX_ENCODED_BYTES, neither JPEG nor PNG, cut, or more than MAX_PIXELS.
+    """
+    if not encoded:
+        raise BadPicture("empty")
+    if len(encoded) > MAX_ENCODED_BYTES:
+        raise BadPicture(f"{len(encoded)} bytes, more than {MAX_ENCODED_BYTES}")
+    if encoded.startswith(JPEG_MAGIC):
+        header = _jpeg_header(encoded)
+    elif encoded.startswith(PNG_MAGIC):
+        header = _png_header(encoded)
+    else:
+        raise BadPicture(f"neither JPEG nor PNG: starts with {encoded[:8]!r}")
+    if header.height < 1 or header.width < 1:
+        raise BadPicture(f"{header.width} x {header.height} pixels")
+    if header.height * header.width > MAX_PIXELS:
+        raise BadPicture(f"{header.width} x {header.height} pixels, more than {MAX_PIXELS}")
+    return header
+
+
+def decode(encoded: bytes) -> np.ndarray:
+    """Decode a picture whose header was read: uint8 RGB [H, W, 3], EXIF orientation applied.
+
+    Grey is repeated, CMYK converted, alpha dropped (colours under it stay), 16 bits cut to the upper 8: OpenCV's rules.
+    Raises BadPicture where the contents are broken; damage inside a JPEG's scan that libjpeg conceals is let pass.
+    """
+    try:
+        picture = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR_RGB)
+    except cv2.error as error:
+        raise BadPicture(f"does not decode ({error.err})") from error
+    if picture is None:
+        raise BadPicture("does not decode: broken or cut")
+    return picture
+
+
+def fit(picture: np.ndarray, load_size: int) -> np.ndarray:
+    """Shorter side to load_size, centre square of it. uint8 [H, W, 3] -> uint8 [load_size, load_size, 3].
+
+    Shrinks by area and enlarges bilinearly. The square is cut first: a strip of 1 x 16 M pixels stays small.
+    """
+    height, width = picture.shape[:2]
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    square = picture[top : top + side, left : left + side]
+    if side == load_size:
+        return square
+    interpolation = cv2.INTER_AREA if side > load_size else cv2.INTER_LINEAR
+    return cv2.resize(square, (load_size, load_size), interpolation=interpolation)
+
+
+class Quarantine:
+    """The unreadable records of one source, why, and which record stands in for each. Thread-safe.
+
+    The input never stops at a picture, nor raises inside the graph: whoever trains calls `check` at every step, and
+    before using what a batch gave.
+    """
+
+    def __init__(self, source):
+        self.bad: dict[int, str] = {}
+        self._source = source
+        self._stand_ins: dict[int, int] = {}
+        self._failure: Exception | None = None
+        self._lock = threading.Lock()
+
+    def add(self, record: int, reason: str) -> None:
+        """Give a record up."""
+        with self._lock:
+            self.bad.setdefault(int(record), reason)
+
+    def replace(self, record: int, stand_in: int) -> None:
+        """Remember which readable record takes the place of a bad one."""
+        with self._lock:
+            self._stand_ins[int(record)] = int(stand_in)
+
+    def stand_in(self, record: int) -> int:
+        """The record to read in the place of this one: itself while nothing is known against it."""
+        return self._stand_ins.get(record, record)
+
+    def fail(self, error: Exception) -> None:
+        """Keep the first error that replacing cannot mend; `check` raises it."""
+        with self._lock:
+            self._failure = self._failure or error
+
+    def check(self, max_bad_fraction: float = 0.001) -> None:
+        """Raise BadData where more than this fraction of the source is bad, or the input failed altogether."""
+        with self._lock:
+            failure, bad = self._failure, dict(self.bad)
+        if failure is not None:
+            raise failure
+        if len(bad) > max_bad_fraction * len(self._source):
+            raise BadData(
+                f"{len(bad)} of {len(self._source)} pictures ({len(bad) / len(self._source):.3%}) cannot be read, "
+                f"{max_bad_fraction:.3%} are allowed: {self.first_paths(10)}; repair or remove them"
+            )
+
+    def first_paths(self, count: int) -> str:
+        """The first bad records in source order, `path (reason)` each, on one line."""
+        with self._lock:
+            first = sorted(self.bad.items())[:count]
+        return ", ".join(f"{self._source.where(record)} ({reason})" for record, reason in first)
+
+
+def _jpeg_header(encoded: bytes) -> Header:
+    size, baseline, exif, place = None, False, False, 2
+    try:
+        while True:
+            if encoded[place] != 0xFF:
+                raise BadPicture("broken JPEG header")
+            marker = encoded[place + 1]
+            if marker == 0xFF:
+                place += 1
+                continue
+            if marker == _START_OF_SCAN:
+                break
+            length = encoded[place + 2] << 8 | encoded[place + 3]
+            if length < 2:
+                raise BadPicture("broken JPEG header")
+            if marker in _START_OF_FRAME:
+                precision, height, width, components = struct.unpack_from(">BHHB", encoded, place + 4)
+                size = height, width
+                baseline = marker == _BASELINE and precision == 8 and components in (1, 3)
+            elif marker == _APP1:
+                exif = exif or encoded.startswith(b"Exif\0\0", place + 4)
+            place += 2 + length
+    except (IndexError, struct.error):
+        raise BadPicture("cut in its JPEG header") from None
+    if size is None:
+        raise BadPicture("JPEG without a frame")
+    whole = encoded.endswith(JPEG_END)
+    # Without the marker decoders fill the rest with grey. Bytes may follow it; a thumbnail's comes before the scan.
+    if not whole and encoded.rfind(JPEG_END, place) < 0:
+        raise BadPicture("cut: JPEG without an end marker")
+    # Each scan of a progressive JPEG costs a walk over the whole picture, however few bytes it takes.
+    if not baseline and encoded.count(b"\xff\xda", place) > MAX_JPEG_SCANS:
+        raise BadPicture(f"JPEG of more than {MAX_JPEG_SCANS} scans")
+    return Header(*size, plain=baseline and whole and not exif)
+
+
+def _png_header(encoded: bytes) -> Header:
+    try:
+        length, name, width, height = struct.unpack_from(">I4sII", encoded, len(PNG_MAGIC))
+    except struct.error:
+        raise BadPicture("cut in its PNG header") from None
+    if name != b"IHDR" or length != 13:
+        raise BadPicture("broken PNG header")
+    if encoded.rfind(b"IEND") < 0:
+        raise BadPicture("cut: PNG without an end chunk")
+    return Header(height, width, plain=False)

@@ -1,0 +1,96 @@
+"""The model folder: an inference network as ``model.json`` (how to build it) and ``weights.h5`` (what it learnt)."""
+
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import keras
+
+from . import checkpoints, networks
+from .errors import StorageError, UserError
+from .training import state
+
+
+@dataclass(frozen=True)
+class Model:
+    """A network read from a model folder, and the facts beside it."""
+
+    network: keras.Model
+    facts: dict
+    path: Path
+
+    @property
+    def image_size(self) -> int:
+        return self.facts["network"]["image_size"]
+
+    @property
+    def load_size(self) -> int:
+        return self.facts["load_size"]
+
+
+def save_model(folder: Path, network: keras.Model, facts: dict) -> None:
+    """Write ``network`` as the model folder ``folder``, in place of the one that is there.
+
+    Args:
+      facts: JSON values; ``network`` holds the arguments of ``networks.build``, ``load_size`` the side in pixels that
+        pictures are brought to before the centre crop.
+    """
+    temporary = folder.with_name(f".{folder.name}-{os.getpid()}")
+    try:
+        temporary.mkdir(parents=True)
+        checkpoints.write_arrays(temporary / "weights.h5", state.read(state.named("network", network.variables)))
+        digest = checkpoints.sha256(temporary / "weights.h5")
+        (temporary / "model.json").write_text(json.dumps({"format": 1, **facts, "weights_sha256": digest}, indent=1))
+        if folder.exists():
+            old = folder.with_name(f".{folder.name}-old-{os.getpid()}")
+            folder.rename(old)
+            temporary.rename(folder)
+            shutil.rmtree(old)
+        else:
+            temporary.rename(folder)
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise StorageError(f"{folder}: cannot write the model: {error}; make room and try again") from error
+
+
+def read_facts(folder: Path) -> tuple[Path, dict]:
+    """The model folder itself (``folder``, or ``model`` in the run folder ``folder``) and its model.json.
+
+    Raises:
+      UserError: there is no model.
+    """
+    for candidate in (Path(folder), Path(folder) / "model"):
+        if (candidate / "model.json").is_file():
+            facts = json.loads((candidate / "model.json").read_text())
+            if facts.get("format") != 1:
+                raise UserError(f"{candidate}/model.json: format {facts.get('format')} is not known; update Towers")
+            return candidate, facts
+    raise UserError(f"--model {folder}: no model.json in it or in its model folder; give a run folder or model folder")
+
+
+def read_weights(folder: Path, facts: dict) -> dict:
+    """The arrays of a model folder, verified against its sha256.
+
+    Raises:
+      StorageError: the weights are not those that were written.
+    """
+    path = folder / "weights.h5"
+    if not path.is_file() or checkpoints.sha256(path) != facts["weights_sha256"]:
+        raise StorageError(f"{path}: does not have the sha256 of model.json; copy the model folder again")
+    return checkpoints.read_arrays(path)
+
+
+def read_model(folder: Path) -> Model:
+    """Build the network named in a model folder and read its weights; call it in the towers' scope.
+
+    Raises:
+      UserError: no model there, or weights that do not fit its description.
+      StorageError: weights that are damaged.
+    """
+    path, facts = read_facts(folder)
+    arguments = dict(facts["network"])
+    network = networks.build(arguments.pop("name"), **arguments)
+    state.write(state.named("network", network.variables), read_weights(path, facts), str(path))
+    return Model(network, facts, path)

@@ -1,0 +1,1 @@
+"""Classification heads: the class weights and the loss they give."""

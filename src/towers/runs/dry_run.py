@@ -1,0 +1,46 @@
+"""What a run would do and need, printed without doing it."""
+
+import json
+
+import keras
+import numpy as np
+
+from ..training import optimizers
+from .plan import Plan
+
+
+def describe(options: dict, source, plan: Plan, network: keras.Model, trained: list, num_towers: int) -> str:
+    """Options, counts, steps and an estimate of memory, as text.
+
+    Args:
+      options: name -> value, with ``optimizer`` and ``moving_average_decay``.
+      trained: trainable variables.
+    """
+    slots = optimizers.num_slots(options["optimizer"])
+    averaged = options["moving_average_decay"] > 0
+    counts = np.bincount(source.labels, minlength=source.num_classes)
+    weights = sum(int(np.prod(variable.shape)) for variable in trained)
+    value_bytes = 8 if network.dtype == "float64" else 4
+    kept = weights * value_bytes * (2 + slots + averaged)
+    images = plan.batch_size // num_towers
+    activations = images * activation_bytes(network)
+    lines = [
+        json.dumps(options, indent=1, default=str),
+        f"pictures: {len(source)} of {source.num_classes} classes, {counts.min()} to {counts.max()} a class",
+        f"batch: {plan.batch_size} = {num_towers} tower(s) x {images}",
+        f"steps: {plan.epoch_size} an epoch, {plan.last_step if plan.last_step else 'as the schedule says'} in all",
+        f"trainable values: {weights:,}",
+        f"memory a tower: weights, gradients, {slots} optimizer slot(s){', average' if averaged else ''} "
+        f"{kept / 1e6:.0f} MB; activations kept for the backward pass about {activations / 1e6:.0f} MB",
+    ]
+    return "\n".join(lines)
+
+
+def activation_bytes(network: keras.Model) -> int:
+    """Bytes of all layers' outputs for one image: what the backward pass needs at least."""
+    total = 0
+    for layer in network.layers:
+        for output in keras.tree.flatten(layer.output):
+            size = 2 if str(output.dtype) in ("bfloat16", "float16") else 8 if str(output.dtype) == "float64" else 4
+            total += int(np.prod([side or 1 for side in output.shape])) * size
+    return total

@@ -1,0 +1,77 @@
+"""The training pictures of a run: a folder or the embedded data set, filtered, with some held out."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from ..datasets import filtering, folder, splitting
+from ..errors import UserError
+
+OPTIONS = (
+    "data_dir filter_filename filter_percentile filter_min_nrof_images_per_class validation_set_split_ratio "
+    "min_nrof_val_images_per_class seed"
+)
+# Facenet's people are aligned to 182 pixels and cropped to 160.
+CROP_RATIO = 182 / 160
+
+
+def embedded_data_set(project: Path) -> dict[str, Path]:
+    """Make the embedded data set under ``project`` where it is missing: data_dir, lfw_dir and lfw_pairs."""
+    generated = project / "data" / "synthetic_faces" / "generated"
+    subprocess.run(
+        [sys.executable, project / "data" / "synthetic_faces" / "prepare.py", "--out_dir", generated], check=True
+    )
+    return {"data_dir": generated / "train", "lfw_dir": generated / "test", "lfw_pairs": generated / "pairs.txt"}
+
+
+def training_pictures(
+    *,
+    data_dir: Path | None,
+    filter_filename: Path | None,
+    filter_percentile: float,
+    filter_min_nrof_images_per_class: int,
+    validation_set_split_ratio: float,
+    min_nrof_val_images_per_class: int,
+    seed: int,
+):
+    """Read, filter and split.
+
+    Returns:
+      (training source, source of the pictures held out or None, their labels [M]).
+
+    Raises:
+      UserError: no ``data_dir``, or a share out of its range.
+      BadData: nothing to train on there.
+    """
+    if data_dir is None:
+        raise UserError("give --data_dir FOLDER with pictures as FOLDER/Class/picture.jpg, or --synthetic")
+    if not 0 <= validation_set_split_ratio < 1:
+        raise UserError(f"--validation_set_split_ratio {validation_set_split_ratio}: a share of 0 or more, below 1")
+    source = folder.read_folder(data_dir)
+    if filter_filename is not None:
+        metrics = filtering.read_filtering_metrics(filter_filename)
+        source = filtering.filter_dataset(source, metrics, filter_percentile, filter_min_nrof_images_per_class)
+    elif filter_min_nrof_images_per_class > 1:
+        source = filtering.filter_by_class_size(source, filter_min_nrof_images_per_class)
+    if not validation_set_split_ratio:
+        return source, None, np.zeros(0, np.int64)
+    kept, held_out = splitting.split_classes(
+        source, validation_set_split_ratio, min_held_out=min_nrof_val_images_per_class, seed=seed
+    )
+    pictures = folder.PathSource([source.where(int(record)) for record in held_out]) if len(held_out) else None
+    return kept, pictures, source.labels[held_out]
+
+
+def load_size(*, load_size: int | None, image_size: int, random_crop: bool) -> int:
+    """Side in pixels that pictures are brought to before the crop to ``image_size``.
+
+    Raises:
+      UserError: a side smaller than the crop.
+    """
+    if load_size is None:
+        return round(image_size * CROP_RATIO) if random_crop else image_size
+    if load_size < image_size:
+        raise UserError(f"--load_size {load_size} is smaller than --image_size {image_size}, which is cropped from it")
+    return load_size

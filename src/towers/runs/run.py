@@ -1,0 +1,246 @@
+"""A whole run: from options to a trained model folder, the same for every training script."""
+
+import contextlib
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from .. import checkpoints, export, plots
+from ..datasets.audit import Audit
+from ..datasets.pipeline import Quarantine, train_dataset
+from ..distribution import Towers
+from ..errors import BadData, UserError
+from ..summaries import RunLog
+from ..training import loop, optimizers, state
+from ..training.averaging import WeightAverage
+from ..training.loss_scale import LossScale
+from ..training.step import Objective, make_train_step
+from .folder import RunFolder
+from .plan import Plan
+
+OPTIONS = (
+    "optimizer weight_decay clip_norm moving_average_decay run_dir checkpoint_every_n_steps keep_checkpoints "
+    "validate_every_n_epochs log_every log_histograms max_bad_fraction audit_data time_towers"
+)
+POLICIES = {"float32": "float32", "float64": "float64", "bfloat16": "mixed_bfloat16", "float16": "mixed_float16"}
+
+
+def set_up(
+    *, towers: int | None, reduction: str = "cpu", precision: str, deterministic: bool = False, seed: int = 0
+) -> Towers:
+    """Make the towers, and set precision, determinism and seeds; the first call of a script.
+
+    Raises:
+      UserError: more towers than GPUs.
+    """
+    result = Towers.create(towers, reduction)
+    keras.mixed_precision.set_dtype_policy(POLICIES[precision])
+    keras.utils.set_random_seed(seed)
+    if deterministic:
+        tf.config.experimental.enable_op_determinism()
+    return result
+
+
+def train(
+    *,
+    towers: Towers,
+    plan: Plan,
+    source,
+    order,
+    network: keras.Model,
+    network_arguments: dict,
+    objective: Objective,
+    trained: list,
+    decayed: list,
+    statistics: list,
+    other_state: dict,
+    learning_rate: Callable[[int], float | None],
+    optimizer: str,
+    weight_decay: float,
+    clip_norm: float,
+    moving_average_decay: float,
+    load_size: int,
+    float16: bool,
+    validators: Iterable[Callable[[RunLog, int], dict]],
+    options: dict,
+    run_dir: Path | None,
+    checkpoint_every_n_steps: int,
+    keep_checkpoints: int,
+    validate_every_n_epochs: int,
+    log_every: int,
+    log_histograms: bool,
+    max_bad_fraction: float,
+    audit_data: bool,
+    time_towers: bool,
+    model_facts: dict,
+) -> Path:
+    """Train, validate and export; goes on where the run folder's newest checkpoint ends.
+
+    Args:
+      plan: steps and batch.
+      source: the pictures (``datasets``); ``order``: position in the stream -> record.
+      network_arguments: what ``networks.build`` was called with, for ``model.json``.
+      trained: trainable variables; ``decayed``: those with weight decay; ``statistics``: BN moving statistics.
+      other_state: name -> variable beside network and optimizer, for the checkpoint (head, class centres).
+      validators: functions of (log, step) that return metrics; they see the averaged weights.
+      options: the resolved options, for ``options.json``.
+      model_facts: what else ``model.json`` records.
+
+    Returns:
+      The run folder.
+    """
+    with towers.scope():
+        tower_optimizer = optimizers.build(optimizer)
+        tower_optimizer.build(trained)
+        average = WeightAverage(trained, moving_average_decay) if moving_average_decay else None
+        loss_scale = LossScale() if float16 else None
+    variables = {
+        **state.named("network", network.variables),
+        **{f"optimizer/{name}": variable for name, variable in optimizers.state(tower_optimizer).items()},
+        **other_state,
+    }
+    if average is not None:
+        variables |= {f"average/{name}": variable for name, variable in average.variables().items()}
+    if loss_scale is not None:
+        variables |= {f"loss_scale/{name}": variable for name, variable in loss_scale.variables().items()}
+
+    folder = RunFolder(run_dir, options)
+    fingerprint = source.fingerprint()
+    first_step, complaints = _resume(folder, variables, fingerprint)
+    log = RunLog(folder.path, first_step=first_step, last_step=plan.last_step)
+    with contextlib.closing(folder), contextlib.closing(log):
+        for complaint in complaints:
+            log.text(complaint)
+        if first_step and _is_finished(folder.path, first_step, plan.last_step, learning_rate):
+            log.text(f"{folder.path}: finished after {first_step} steps; a larger --max_epochs or --max_steps goes on")
+            return folder.path
+        log.text(
+            f"{folder.path}: {'going on at' if first_step else 'from'} step {first_step}, "
+            f"{len(source)} images of {source.num_classes} classes, {towers.num_towers} tower(s) x "
+            f"{plan.batch_size // towers.num_towers} images, {plan.epoch_size} steps an epoch; "
+            f"watch with: tensorboard --logdir {folder.path / 'tensorboard'}"
+        )
+        quarantine = Quarantine(source)
+        batches = towers.feed(
+            lambda local_towers: train_dataset(
+                source,
+                order,
+                first_step=first_step,
+                global_batch=plan.batch_size,
+                towers=local_towers,
+                num_towers=towers.num_towers,
+                load_size=load_size,
+                quarantine=quarantine,
+            )
+        )
+        train_step = make_train_step(
+            towers,
+            network,
+            objective,
+            tower_optimizer,
+            variables=trained,
+            decayed=decayed,
+            statistics=statistics,
+            weight_decay=weight_decay,
+            clip_norm=clip_norm,
+            average=average,
+            loss_scale=loss_scale,
+            time_towers=time_towers,
+        )
+
+        def save(step):
+            facts = {"data": fingerprint, "options": options, "towers": towers.num_towers}
+            checkpoints.save(folder.checkpoints, step, state.read(variables), facts, keep=keep_checkpoints)
+
+        def validate(step, epoch):
+            with average.in_use() if average is not None else contextlib.nullcontext():
+                metrics = {"step": step, "epoch": round(epoch, 4)}
+                for validator in validators:
+                    metrics |= validator(log, step)
+                facts = {"network": network_arguments, "load_size": load_size, "step": step, **model_facts}
+                export.save_model(folder.path / "model", network, {**facts, "validation": metrics})
+            log.validation(metrics)
+            if log_histograms:
+                log.histograms(trained, step)
+            plots.curves(folder.path / "metrics.jsonl", folder.path / "curves.png")
+
+        def seen(step, batch):
+            if step == first_step:
+                log.images("training pictures", towers.local_values(batch["image"])[0].numpy(), step)
+            if audit is not None:
+                values = (towers.local_values(batch[name]) for name in ("record", "position"))
+                for tower, (records, positions) in enumerate(zip(*values, strict=True)):
+                    audit.add(step, tower, records.numpy(), positions.numpy())
+
+        audit = Audit(folder.path / "audit.tsv", len(source), first_step=first_step) if audit_data else None
+        log.graph(partial(network, training=False), tf.TensorSpec([1, *network.input_shape[1:]], network.input_dtype))
+        steps = loop.fit(
+            train_step,
+            batches,
+            learning_rate=learning_rate,
+            first_step=first_step,
+            last_step=plan.last_step,
+            epoch_size=plan.epoch_size,
+            batch_size=plan.batch_size,
+            log=log,
+            log_every=log_every,
+            save=save,
+            checkpoint_every_n_steps=checkpoint_every_n_steps,
+            validate=validate,
+            validate_every_n_epochs=validate_every_n_epochs,
+            check_data=lambda: quarantine.check(max_bad_fraction),
+            seen=seen,
+            records_of_step=lambda step: _names(source, order, step, plan.batch_size),
+            overflow_allowed=float16,
+        )
+        if audit is not None:
+            audit.close()
+        if quarantine.bad:
+            log.text(f"{len(quarantine.bad)} unreadable picture(s) replaced: {quarantine.first_paths(10)}")
+        log.text(f"{steps} steps done: {folder.path}; model: {folder.path / 'model'}; curves: curves.png")
+        log.text(f"tensorboard --logdir {folder.path / 'tensorboard'}")
+    return folder.path
+
+
+def start_from(folder: Path, network: keras.Model) -> None:
+    """Give ``network`` the weights of a run or model folder (--pretrained_model); the head starts anew.
+
+    Raises:
+      UserError: no model there, or one of another network.
+      StorageError: weights that are damaged.
+    """
+    path, facts = export.read_facts(folder)
+    state.write(state.named("network", network.variables), export.read_weights(path, facts), str(path))
+
+
+def _resume(folder: RunFolder, variables: dict, fingerprint: str) -> tuple[int, list[str]]:
+    checkpoint, complaints = checkpoints.newest(folder.checkpoints)
+    if checkpoint is None:
+        if complaints:
+            raise UserError(f"no checkpoint of {folder.path} is whole: {complaints[0]}; start another --run_dir")
+        return 0, []
+    if checkpoint.facts["data"] != fingerprint:
+        raise BadData(
+            f"{folder.path} was trained on other pictures than are there now (names or sizes differ), so it cannot go "
+            "on exactly; put them back, or start another --run_dir with --pretrained_model"
+        )
+    state.write(variables, checkpoint.read(), str(checkpoint.path))
+    return checkpoint.step, complaints
+
+
+def _is_finished(run_dir: Path, step: int, last_step: int | None, learning_rate) -> bool:
+    ended = (last_step is not None and step >= last_step) or learning_rate(step) is None
+    try:
+        return ended and export.read_facts(run_dir)[1]["step"] == step
+    except UserError:
+        return False
+
+
+def _names(source, order, step: int, batch_size: int) -> str:
+    records = order.records(np.arange(step * batch_size, (step + 1) * batch_size))
+    shown = ", ".join(str(source.where(int(record))) for record in records[:5])
+    return shown if len(records) <= 5 else f"{shown} and {len(records) - 5} more"

@@ -1,0 +1,177 @@
+"""Validations that a training script asks for: each a function of (log, step) that returns metrics."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from .. import plots
+from ..datasets.augmentation import centre_crop
+from ..datasets.folder import PathSource
+from ..datasets.pipeline import Quarantine, evaluation_dataset
+from ..distribution import Towers
+from ..errors import BadData, UserError
+from ..evaluation.embedding import embed
+from ..evaluation.lfw import LfwPairs, read_pairs, resolve_pairs
+from ..evaluation.verification import Verification, evaluate_pairs, report
+from ..summaries import RunLog
+
+PAIRS_OPTIONS = "lfw_dir lfw_pairs lfw_nrof_folds"
+PROTOCOL_OPTIONS = "lfw_batch_size lfw_distance_metric lfw_use_flipped_images lfw_subtract_mean"
+LFW_OPTIONS = f"{PAIRS_OPTIONS} {PROTOCOL_OPTIONS}"
+
+
+def embed_source(
+    towers: Towers,
+    network: keras.Model,
+    source,
+    *,
+    image_size: int,
+    load_size: int,
+    batch_size: int = 100,
+    flipped: bool = False,
+    max_bad_fraction: float = 0.0,
+) -> np.ndarray:
+    """Embeddings [N, D] of all records of a source, in order; [N, 2D] with the mirrored pictures' beside them.
+
+    Args:
+      batch_size: images of a tower in a step.
+
+    Raises:
+      BadData: more than ``max_bad_fraction`` of the pictures are unreadable, or an embedding is not finite.
+    """
+    quarantine = Quarantine(source)
+    embeddings = embed(
+        towers,
+        network,
+        lambda local_towers: evaluation_dataset(
+            source, batch=batch_size, load_size=load_size, num_towers=towers.num_towers, quarantine=quarantine
+        ),
+        len(source),
+        prepare=partial(centre_crop, image_size=image_size),
+        flipped=flipped,
+    )
+    quarantine.check(max_bad_fraction)
+    bad = np.flatnonzero(~np.isfinite(embeddings).all(axis=1))
+    if bad.size:
+        raise BadData(
+            f"{bad.size} of {len(embeddings)} embeddings are not finite, the first of {source.where(int(bad[0]))}; "
+            "the weights or the picture are broken"
+        )
+    return embeddings
+
+
+def verify(
+    towers: Towers,
+    network: keras.Model,
+    pairs: LfwPairs,
+    *,
+    image_size: int,
+    load_size: int,
+    lfw_batch_size: int,
+    lfw_distance_metric: int,
+    lfw_use_flipped_images: bool,
+    lfw_subtract_mean: bool,
+) -> tuple[Verification, np.ndarray]:
+    """The LFW protocol on ``pairs``: the figures, and the embeddings [N, D] of ``pairs.paths``."""
+    embeddings = embed_source(
+        towers,
+        network,
+        PathSource(pairs.paths),
+        image_size=image_size,
+        load_size=load_size,
+        batch_size=lfw_batch_size,
+        flipped=lfw_use_flipped_images,
+    )
+    verification = evaluate_pairs(
+        embeddings,
+        pairs.pairs,
+        pairs.same,
+        fold_ids=pairs.fold_ids,
+        distance_metric=lfw_distance_metric,
+        subtract_mean=lfw_subtract_mean,
+    )
+    return verification, embeddings
+
+
+def read_lfw(lfw_dir: Path, lfw_pairs: Path | None, lfw_nrof_folds: int | None) -> LfwPairs:
+    """The pairs whose pictures are there.
+
+    Args:
+      lfw_pairs: None: ``pairs.txt`` in ``lfw_dir`` or beside it.
+      lfw_nrof_folds: None: as the first line of the pairs says.
+    """
+    if lfw_pairs is None:
+        places = [lfw_dir / "pairs.txt", lfw_dir.parent / "pairs.txt"]
+        lfw_pairs = next((place for place in places if place.is_file()), None)
+        if lfw_pairs is None:
+            raise UserError(f"give --lfw_pairs FILE: there is no {places[0]} and no {places[1]}")
+    return resolve_pairs(read_pairs(lfw_pairs, folds=lfw_nrof_folds), lfw_dir)
+
+
+def figures(verification: Verification) -> dict[str, float]:
+    """The numbers of a verification by the names they have in metrics.jsonl and --json."""
+    return {
+        "lfw_accuracy": verification.accuracy,
+        "lfw_accuracy_std": verification.accuracy_std,
+        "lfw_validation_rate": verification.validation_rate,
+        "lfw_validation_rate_std": verification.validation_rate_std,
+        "lfw_false_accept_rate": verification.false_accept_rate,
+        "lfw_auc": verification.area_under_curve,
+        "lfw_eer": verification.equal_error_rate,
+        "lfw_threshold": verification.threshold,
+    }
+
+
+def pairs_validator(
+    towers: Towers,
+    network: keras.Model,
+    *,
+    lfw_dir: Path,
+    lfw_pairs: Path | None,
+    lfw_nrof_folds: int | None,
+    **protocol,
+) -> Callable[[RunLog, int], dict]:
+    """Validation by pairs: metrics, a line of ``lfw_result.txt``, ``roc.png``, and TensorBoard's projector.
+
+    Args:
+      protocol: the other arguments of ``verify``.
+    """
+    pairs = read_lfw(lfw_dir, lfw_pairs, lfw_nrof_folds)
+    people = [Path(path).parent.name for path in pairs.paths]
+
+    def validate(log: RunLog, step: int) -> dict:
+        verification, embeddings = verify(towers, network, pairs, **protocol)
+        with (log.run_dir / "lfw_result.txt").open("a") as file:
+            file.write(f"{step}\t{verification.accuracy:.5f}\t{verification.validation_rate:.5f}\n")
+        plots.roc(verification, log.run_dir / "roc.png")
+        log.embeddings(embeddings, people)
+        log.text("\n".join(report(verification).splitlines()[:2]))
+        return figures(verification)
+
+    return validate
+
+
+def classes_validator(
+    towers: Towers, network: keras.Model, held_out, labels: np.ndarray, head, *, image_size: int, load_size: int
+) -> Callable[[RunLog, int], dict]:
+    """Validation on held-out pictures of the trained classes: cross-entropy and top-1 over all classes.
+
+    Args:
+      held_out: source of the pictures; ``labels``: [N].
+      head: a head whose ``export`` gives the weights [C, D] and bias [C].
+    """
+
+    def validate(log: RunLog, step: int) -> dict:
+        embeddings = embed_source(towers, network, held_out, image_size=image_size, load_size=load_size)
+        weights, bias = head.export()
+        logits = embeddings @ weights.T + bias
+        shifted = logits - logits.max(axis=1, keepdims=True)
+        losses = np.log(np.exp(shifted).sum(axis=1)) - shifted[np.arange(len(labels)), labels]
+        accuracy = float((logits.argmax(axis=1) == labels).mean())
+        log.text(f"Held-out pictures: accuracy {accuracy:.5f}, cross-entropy {losses.mean():.4f}")
+        return {"val_accuracy": accuracy, "val_loss": float(losses.mean())}
+
+    return validate

@@ -1,0 +1,1 @@
+"""Training: the step, the optimizers and the learning rate."""

@@ -1,0 +1,53 @@
+"""The objective of classification: softmax over all classes, with facenet's two helpers for embeddings."""
+
+from collections.abc import Callable
+
+import tensorflow as tf
+
+from ..distribution import all_gather
+from ..heads.replicated import ReplicatedHead
+from ..losses.center import CenterTable, center_loss
+from ..losses.prelogits_norm import prelogits_norm
+from ..losses.softmax import softmax_cross_entropy
+from .step import Objective, TowerLosses
+
+
+def make_objective(
+    head: ReplicatedHead,
+    prepare: Callable[[dict], tf.Tensor],
+    *,
+    label_smoothing: float = 0.0,
+    centers: CenterTable | None = None,
+    center_loss_factor: float = 0.0,
+    prelogits_norm_loss_factor: float = 0.0,
+    prelogits_norm_p: float = 1.0,
+) -> Objective:
+    """Softmax cross-entropy + center_loss_factor x center loss + prelogits_norm_loss_factor x p-norm of the embedding.
+
+    Args:
+      prepare: batch -> the network's input.
+      centers: the table of class centres, needed where ``center_loss_factor`` is not 0.
+    """
+
+    def objective(network, batch) -> TowerLosses:
+        labels = batch["label"]
+        embeddings = network(prepare(batch), training=True)
+        logits = head.logits(embeddings, head.prepare(labels))
+        main = softmax_cross_entropy(logits, labels, label_smoothing)
+        losses = main
+        metrics = {"main": tf.reduce_mean(main), "accuracy": tf.reduce_mean(head.accuracy(logits, labels))}
+        commits = ()
+        features = tf.cast(embeddings, main.dtype)
+        if center_loss_factor:
+            distances = center_loss(features, centers.of(labels))
+            losses += center_loss_factor * distances
+            metrics["center"] = tf.reduce_mean(distances)
+            gathered = all_gather(tf.stop_gradient(features)), all_gather(labels)
+            commits = (lambda keep: centers.update(*gathered, keep),)
+        if prelogits_norm_loss_factor:
+            norms = prelogits_norm(features, prelogits_norm_p)
+            losses += prelogits_norm_loss_factor * norms
+            metrics["prelogits_norm"] = tf.reduce_mean(norms)
+        return TowerLosses(losses, tf.ones_like(losses), metrics, commits)
+
+    return objective

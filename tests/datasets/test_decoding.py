@@ -1,0 +1,205 @@
+import threading
+
+import cv2
+import numpy as np
+import pytest
+from datasets.pictures import BROKEN, CMYK_JPEG, face, jpeg, png, png_bomb, with_orientation
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from towers.datasets import decoding
+from towers.datasets.decoding import BadPicture, Quarantine, decode, fit, read_header
+from towers.datasets.folder import PathSource
+from towers.errors import BadData
+
+ORIENTATIONS = {
+    1: lambda p: p,
+    2: lambda p: p[:, ::-1],
+    3: lambda p: p[::-1, ::-1],
+    4: lambda p: p[::-1],
+    5: lambda p: p.transpose(1, 0, 2),
+    6: lambda p: np.rot90(p, -1),
+    7: lambda p: p[::-1, ::-1].transpose(1, 0, 2),
+    8: lambda p: np.rot90(p),
+}
+
+
+def decoded(encoded):
+    read_header(encoded)
+    return decode(encoded)
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_broken_pictures_are_refused(name):
+    with pytest.raises(BadPicture) as error:
+        decoded(BROKEN[name])
+    assert str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_bombs_are_refused_by_their_header(monkeypatch):
+    monkeypatch.setattr(cv2, "imdecode", lambda *_: pytest.fail("decoded"))
+    assert len(png_bomb()) < 200
+    for bomb in (png_bomb(), BROKEN["JPEG bomb"]):
+        with pytest.raises(BadPicture, match="30000 x 30000 pixels, more than 16000000"):
+            decoded(bomb)
+    with pytest.raises(BadPicture, match="16777217 bytes, more than"):
+        decoded(b"\xff\xd8\xff" + bytes(16 * 2**20 - 2))
+
+
+def test_a_jpeg_of_endless_scans_is_refused():
+    progressive = jpeg(face(0), cv2.IMWRITE_JPEG_PROGRESSIVE, 1)
+    assert decoded(progressive).shape == (16, 16, 3)
+    last = progressive.rindex(b"\xff\xda")
+    with pytest.raises(BadPicture, match="more than 100 scans"):
+        read_header(progressive[:last] + progressive[last:-2] * 101 + b"\xff\xd9")
+
+
+def test_which_pictures_are_plain():
+    colour = jpeg(face(0))
+    assert read_header(colour) == decoding.Header(16, 16, plain=True)
+    assert read_header(jpeg(face(0, 20, 30)[..., 0])) == decoding.Header(20, 30, plain=True)
+    for encoded in (
+        jpeg(face(0), cv2.IMWRITE_JPEG_PROGRESSIVE, 1),
+        with_orientation(colour, 6),
+        colour + b"trailing",
+        CMYK_JPEG,
+        cv2.imencode(".png", face(0))[1].tobytes(),
+    ):
+        assert not read_header(encoded).plain
+
+
+def test_bytes_after_the_end_are_accepted():
+    colour = jpeg(face(3))
+    assert np.array_equal(decoded(colour + b"appended by a camera"), decoded(colour))
+
+
+def test_fill_bytes_between_segments_are_accepted():
+    colour = jpeg(face(3))
+    assert read_header(colour[:2] + b"\xff\xff" + colour[2:]).plain
+
+
+def test_a_cut_picture_with_a_whole_thumbnail_is_refused():
+    thumbnail = b"\xff\xe1" + (2 + 6 + 4).to_bytes(2, "big") + b"Other\0" + b"\xff\xd8\xff\xd9"
+    whole = jpeg(face(4))
+    with pytest.raises(BadPicture, match="cut: JPEG without an end marker"):
+        read_header(whole[:2] + thumbnail + whole[2:-10])
+
+
+@pytest.mark.parametrize("orientation", ORIENTATIONS)
+def test_exif_orientation_is_applied(orientation):
+    encoded = jpeg(face(5, 16, 24))
+    expected = ORIENTATIONS[orientation](decoded(encoded))
+    assert np.array_equal(decoded(with_orientation(encoded, orientation)), expected)
+
+
+def test_cmyk():
+    picture = decoded(CMYK_JPEG)
+    for column, (cyan, magenta, yellow, black) in ((0, (200, 40, 10, 30)), (15, (20, 150, 90, 100))):
+        expected = [(255 - ink) * (255 - black) / 255 for ink in (cyan, magenta, yellow)]
+        assert np.abs(picture[0, column] - expected).max() <= 2
+
+
+def test_grey_jpeg_and_png_are_repeated():
+    grey = face(6)[..., 0]
+    exact = decoded(cv2.imencode(".png", grey)[1].tobytes())
+    assert np.array_equal(exact, np.repeat(grey[..., None], 3, axis=-1))
+    close = decoded(jpeg(grey))
+    assert np.array_equal(close[..., 0], close[..., 2])
+    assert np.abs(close.astype(int) - exact).max() < 12
+
+
+def test_sixteen_bits_keep_the_upper_eight():
+    deep = np.random.default_rng(0).integers(0, 65536, (9, 7, 3), np.uint16)
+    rows = [row.astype(">u2").tobytes() for row in deep]
+    assert np.array_equal(decoded(png(9, 7, 16, 2, rows)), deep >> 8)
+    grey = [row[:, 0].astype(">u2").tobytes() for row in deep]
+    assert np.array_equal(decoded(png(9, 7, 16, 0, grey))[..., 1], deep[..., 0] >> 8)
+
+
+def test_alpha_is_dropped():
+    clear = np.random.default_rng(0).integers(0, 256, (9, 7, 4), np.uint8)
+    assert np.array_equal(decoded(png(9, 7, 8, 6, [row.tobytes() for row in clear])), clear[..., :3])
+    grey = decoded(png(9, 7, 8, 4, [row[:, :2].tobytes() for row in clear]))
+    assert np.array_equal(grey, np.repeat(clear[..., :1], 3, axis=-1))
+
+
+def test_palettes_and_single_bits():
+    palette = np.random.default_rng(0).integers(0, 256, (4, 3), np.uint8)
+    index = np.random.default_rng(1).integers(0, 4, (6, 8), np.uint8)
+    assert np.array_equal(decoded(png(6, 8, 8, 3, [row.tobytes() for row in index], palette.tobytes())), palette[index])
+    bits = index % 2
+    assert np.array_equal(decoded(png(6, 8, 1, 0, [np.packbits(row).tobytes() for row in bits]))[..., 0], bits * 255)
+
+
+def test_fit_cuts_the_centre_and_shrinks_by_area():
+    picture = np.random.default_rng(0).integers(0, 256, (8, 14, 3), np.uint8)
+    expected = picture[:, 3:11].reshape(4, 2, 4, 2, 3).mean(axis=(1, 3))
+    assert np.abs(fit(picture, 4) - expected).max() <= 0.51
+    tall = picture.transpose(1, 0, 2)
+    assert np.array_equal(fit(tall, 8), tall[3:11])
+    assert fit(picture, 20).shape == (20, 20, 3)
+    assert fit(np.zeros((1, 100_000, 3), np.uint8), 64).shape == (64, 64, 3)
+
+
+def test_enlarging_is_bilinear():
+    picture = np.zeros((2, 2, 3), np.uint8)
+    picture[:, 1] = 200
+    assert fit(picture, 4)[0, :, 0].tolist() == [0, 50, 150, 200]
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    place=st.integers(0, 10**6), change=st.binary(min_size=1, max_size=8), kind=st.sampled_from(["jpeg", "png", "cmyk"])
+)
+def test_damaged_bytes_give_a_picture_or_a_reason(place, change, kind):
+    whole = {"jpeg": jpeg(face(1)), "png": cv2.imencode(".png", face(1))[1].tobytes(), "cmyk": CMYK_JPEG}[kind]
+    place %= len(whole)
+    damaged = whole[:place] + change + whole[place + len(change) :]
+    try:
+        picture = decoded(damaged)
+    except BadPicture:
+        return
+    assert picture.dtype == np.uint8
+    assert picture.ndim == 3
+
+
+def test_quarantine_counts_distinct_records_and_names_the_first_ten():
+    quarantine = Quarantine(PathSource([f"dir/{record}.jpg" for record in range(1000)]))
+    quarantine.check(0.0)
+    for record in (7, 7, 7):
+        quarantine.add(record, "empty")
+    quarantine.check()
+    assert quarantine.bad == {7: "empty"}
+    for record in range(20, 40):
+        quarantine.add(record, "cut")
+    with pytest.raises(BadData, match=r"21 of 1000 pictures \(2.100%\) cannot be read, 0.100% are allowed") as error:
+        quarantine.check()
+    assert error.value.exit_code == 65
+    assert str(error.value).count("dir/") == 10
+    assert "dir/7.jpg (empty), dir/20.jpg (cut)" in str(error.value)
+    assert "dir/29.jpg" not in str(error.value)
+    quarantine.check(0.021)
+
+
+def test_quarantine_keeps_the_first_failure():
+    quarantine = Quarantine(PathSource(["a.jpg"]))
+    quarantine.fail(BadData("first"))
+    quarantine.fail(BadData("second"))
+    with pytest.raises(BadData, match="first"):
+        quarantine.check(1.0)
+
+
+def test_quarantine_may_be_filled_by_many_threads():
+    quarantine = Quarantine(PathSource(["x"] * 4000))
+    threads = [
+        threading.Thread(target=lambda first=first: [quarantine.add(first + i, "cut") for i in range(500)])
+        for first in range(0, 4000, 500)
+    ]
+    for thread in threads:
+        thread.start()
+    for _ in range(20):
+        quarantine.check(1.0)
+    for thread in threads:
+        thread.join()
+    assert len(quarantine.bad) == 4000

@@ -1,0 +1,277 @@
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from towers.errors import UserError
+from towers.networks import NETWORKS, build, decayed_variables, moving_statistics
+from towers.networks.layers import BatchNormalization
+from towers.networks.small import first_stride
+
+
+def pictures(count, size, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (count, size, size, 3)).astype("uint8")
+
+
+def count(variables):
+    return sum(int(np.prod(variable.shape)) for variable in variables)
+
+
+@pytest.fixture(scope="module")
+def networks():
+    """Every network in float64, at its least size and with dropout: made once, because the large ones take seconds."""
+    keras.mixed_precision.set_dtype_policy("float64")
+    yield {
+        name: build(name, image_size=NETWORKS[name].least_image_size, embedding_size=512, keep_probability=0.8)
+        for name in NETWORKS
+    }
+    keras.mixed_precision.set_dtype_policy("float32")
+
+
+def mobilefacenet_parameters(width, second_conv, map_size, embedding_size, embedding_bn):
+    """The block table of InsightFace's mobilefacenet, each convolution with a BN of 2 per channel, PReLU 1 more."""
+
+    def bottleneck(inputs, expansion, outputs):
+        return (inputs + 3) * expansion + (9 + 3) * expansion + (expansion + 2) * outputs
+
+    total = (27 + 3) * width + second_conv + 3 * width
+    total += bottleneck(width, 128, width) * 5
+    total += bottleneck(width, 256, 2 * width) + 6 * bottleneck(2 * width, 256, 2 * width)
+    total += bottleneck(2 * width, 512, 2 * width) + 2 * bottleneck(2 * width, 256, 2 * width)
+    total += (2 * width + 3) * 512
+    return total + (map_size**2 + 2) * 512 + 512 * embedding_size + embedding_bn * embedding_size
+
+
+def inception_parameters(embedding_size):
+    """facenet's block table: every convolution has a beta for each filter, the last one of a block a bias."""
+
+    def chain(inputs, *layers):
+        total = 0
+        for area, filters in layers:
+            total += (inputs * area + 1) * filters
+            inputs = filters
+        return total
+
+    total = chain(3, (9, 32), (9, 32), (9, 64), (1, 80), (9, 192), (9, 256))
+    block35 = chain(256, (1, 32)) + chain(256, (1, 32), (9, 32)) + chain(256, (1, 32), (9, 32), (9, 32))
+    total += 5 * (block35 + chain(96, (1, 256)))
+    total += chain(256, (9, 384)) + chain(256, (1, 192), (9, 192), (9, 256))
+    block17 = chain(896, (1, 128)) + chain(896, (1, 128), (7, 128), (7, 128))
+    total += 10 * (block17 + chain(256, (1, 896)))
+    total += chain(896, (1, 256), (9, 384)) + chain(896, (1, 256), (9, 256)) + chain(896, (1, 256), (9, 256), (9, 256))
+    block8 = chain(1792, (1, 192)) + chain(1792, (1, 192), (3, 192), (3, 192))
+    total += 6 * (block8 + chain(384, (1, 1792)))
+    return total + 1792 * embedding_size + embedding_size
+
+
+def test_mobilefacenet_y1_has_the_published_size():
+    network = build("mobilefacenet_y1", image_size=112, embedding_size=128)
+    parameters = count(network.trainable_variables)
+    assert parameters == mobilefacenet_parameters(64, 9 * 64, 7, 128, embedding_bn=1)
+    assert round(parameters / 1e6, 2) == 1.00
+
+
+def test_mobilefacenet_has_the_published_size():
+    network = build("mobilefacenet", image_size=112, embedding_size=512)
+    parameters = count(network.trainable_variables)
+    assert parameters == mobilefacenet_parameters(128, 9 * 2 * 128, 7, 512, embedding_bn=2)
+    assert round(parameters / 1e6, 2) == 2.06
+
+
+def test_inception_resnet_v1_has_the_published_size(networks):
+    parameters = count(networks["inception_resnet_v1"].trainable_variables)
+    assert parameters == inception_parameters(512)
+    assert round(parameters / 1e6, 2) == 23.47
+
+
+@pytest.mark.parametrize(
+    "size, stride, last", [(28, 1, 4), (32, 1, 4), (56, 1, 7), (57, 2, 4), (105, 2, 7), (224, 4, 7)]
+)
+def test_small_fits_its_first_stride_to_the_picture(size, stride, last):
+    assert first_stride(size) == stride
+    if size > 112:
+        return
+    network = build("small", image_size=size, embedding_size=128)
+    assert network.get_layer("block4_prelu").output.shape[1:] == (last, last, 256)
+    multiplications = 0
+    for layer in network.layers:
+        if hasattr(layer, "kernel"):
+            positions = np.prod(layer.output.shape[1:-1], dtype=int)
+            multiplications += positions * int(np.prod(layer.kernel.shape))
+    assert multiplications <= 60e6
+    assert 0.4e6 < count(network.trainable_variables) < 0.6e6
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_paths_are_unique(networks, name):
+    paths = [variable.path for variable in networks[name].variables]
+    assert len(set(paths)) == len(paths)
+    assert all(path.count("/") == 1 for path in paths)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_float64_is_float64_throughout(networks, name):
+    network = networks[name]
+    size = network.input_shape[1]
+    assert {layer.compute_dtype for layer in network.layers} == {"float64"}
+    assert {variable.dtype for variable in network.variables} == {"float64", "int64"}
+
+    @tf.function
+    def gradients(images):
+        weights = [variable.value for variable in network.trainable_variables]
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(network(images, training=True) ** 2)
+        return tape.gradient(loss, weights)
+
+    traced = gradients.get_concrete_function(tf.TensorSpec([2, size, size, 3], tf.uint8))
+    small_types = (tf.float32, tf.float16, tf.bfloat16)
+    names = [op.name for op in traced.graph.get_operations() for out in op.outputs if out.dtype in small_types]
+    # Dropout may draw its mask in any type.
+    assert not [name for name in names if "/dropout" not in name]
+    assert None not in traced.structured_outputs
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_embeddings_and_dropout_in_training_only(networks, name):
+    network = networks[name]
+    assert [layer.name for layer in network.layers][-3:] == ["dropout", "embedding", "embedding_bn"]
+    assert network.get_layer("dropout").rate == pytest.approx(0.2)
+    images = pictures(2, network.input_shape[1])
+    embeddings = network(images).numpy()
+    assert embeddings.shape == (2, 512)
+    assert np.isfinite(embeddings).all()
+    np.testing.assert_array_equal(network(images), embeddings)
+    for layer in network.layers:
+        if isinstance(layer, BatchNormalization):
+            layer.trainable = False
+    dropped = network(images, training=True).numpy()
+    assert not np.allclose(dropped, embeddings)
+    assert not np.allclose(dropped, network(images, training=True))
+    network.trainable = True
+
+
+def test_keeping_everything_needs_no_dropout():
+    assert "dropout" not in [layer.name for layer in build("small", image_size=28, embedding_size=4).layers]
+
+
+def numpy_conv(x, kernel, stride):
+    """A "same" convolution from its definition: x [b, H, W, C], kernel [k, k, C, F]."""
+    k, out = kernel.shape[0], -(-x.shape[1] // stride)
+    padding = max((out - 1) * stride + k - x.shape[1], 0)
+    before = padding // 2
+    x = np.pad(x, [(0, 0), (before, padding - before), (before, padding - before), (0, 0)])
+    result = np.zeros((len(x), out, out, kernel.shape[-1]))
+    for i in range(out):
+        for j in range(out):
+            window = x[:, i * stride : i * stride + k, j * stride : j * stride + k]
+            result[:, i, j] = np.einsum("bijc,ijcf->bf", window, kernel)
+    return result
+
+
+@pytest.mark.parametrize("size", [30, 58])
+def test_small_equals_its_equations(size, float64):
+    network = build("small", image_size=size, embedding_size=8, seed=5)
+    rng = np.random.default_rng(1)
+    for variable in network.variables:
+        if len(variable.shape) == 1:
+            variable.assign(rng.uniform(0.5, 1.5, variable.shape))
+    weights = {variable.path: variable.numpy() for variable in network.variables}
+
+    def norm(x, name, center=True):
+        deviation = np.sqrt(weights[f"{name}/moving_variance"] + 1e-3)
+        x = (x - weights[f"{name}/moving_mean"]) / deviation * weights[f"{name}/gamma"]
+        return x + weights[f"{name}/beta"] if center else x
+
+    images = pictures(2, size)
+    x = (images - 127.5) / 128
+    for block in range(1, 5):
+        x = norm(
+            numpy_conv(x, weights[f"block{block}_conv/kernel"], first_stride(size) if block == 1 else 2),
+            f"block{block}_bn",
+        )
+        x = np.where(x > 0, x, weights[f"block{block}_prelu/slope"] * x)
+    x = norm((x * weights["global_conv/kernel"][..., 0]).sum((1, 2)), "global_bn", center=False)
+    x = norm(x @ weights["embedding/kernel"], "embedding_bn")
+    np.testing.assert_allclose(network(images), x, rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["bfloat16", "float16"])
+def test_mixed_policies_give_float32_embeddings(kind, policy):
+    networks = []
+    for dtype_policy in ("float32", f"mixed_{kind}"):
+        policy(dtype_policy)
+        networks.append(
+            build("small", image_size=28, embedding_size=8, keep_probability=0.5, standardization="per_image")
+        )
+    reference, network = networks
+    assert network.get_layer("block2_conv").compute_dtype == kind
+    assert {variable.dtype for variable in network.trainable_variables} == {"float32"}
+    images = pictures(16, 28).astype("float32")
+    for training in (True, False):
+        assert network(images, training=training).dtype == tf.float32
+    standardized = network.get_layer("standardization")(images)
+    assert standardized.dtype == tf.float32
+    network.set_weights(reference.get_weights())
+    got, want = network(images).numpy(), reference(images).numpy()
+    assert 0 < np.abs(got - want).max() < 0.05 * np.abs(want).max()
+
+
+def test_weights_are_saved_and_loaded_by_path(tmp_path):
+    network, other = (build("small", image_size=28, embedding_size=8, seed=seed) for seed in (1, 2))
+    images = pictures(4, 28)
+    network(images, training=True)
+    assert not np.array_equal(network(images), other(images))
+    np.savez(tmp_path / "weights.npz", **{variable.path: variable.numpy() for variable in network.variables})
+    with np.load(tmp_path / "weights.npz") as stored:
+        for variable in other.variables:
+            variable.assign(stored[variable.path])
+    np.testing.assert_array_equal(network(images), other(images))
+
+
+def test_seed_decides_the_first_weights():
+    first, same, other = (build("small", image_size=28, embedding_size=8, seed=seed) for seed in (1, 1, 2))
+    for a, b, c in zip(first.get_weights(), same.get_weights(), other.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+        if a.ndim > 1:
+            assert not np.array_equal(a, c)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_roles_of_variables(networks, name):
+    """Kernels are all that has more than one axis; Inception-ResNet has biases too."""
+    network = networks[name]
+    decayed = {variable.path for variable in decayed_variables(network)}
+    assert decayed == {variable.path for variable in network.variables if len(variable.shape) > 1}
+    statistics = [variable.path.split("/") for variable in moving_statistics(network)]
+    norms = [layer.name for layer in network.layers if layer.name.endswith("_bn")]
+    assert statistics == [[norm, part] for norm in norms for part in ("moving_mean", "moving_variance")]
+
+
+def test_roles_go_by_the_type_of_the_layer():
+    layers = [
+        keras.layers.Dense(3, name="gamma"),
+        keras.layers.BatchNormalization(name="kernel"),
+        keras.layers.PReLU(name="dense"),
+    ]
+    network = keras.Sequential([keras.Input((2,)), *layers])
+    assert decayed_variables(network) == [layers[0].kernel]
+    assert moving_statistics(network) == [layers[1].moving_mean, layers[1].moving_variance]
+
+
+@pytest.mark.parametrize(
+    "name, changes, part",
+    [
+        ("resnet", {}, "inception_resnet_v1, mobilefacenet, mobilefacenet_y1, small"),
+        ("small", {"image_size": 27}, "28 pixels"),
+        ("mobilefacenet", {"image_size": 47}, "48 pixels"),
+        ("mobilefacenet_y1", {"image_size": 47}, "48 pixels"),
+        ("inception_resnet_v1", {"image_size": 74}, "75 pixels"),
+        ("small", {"embedding_size": 0}, "1 or more"),
+        ("small", {"keep_probability": 0.0}, "above 0"),
+        ("small", {"keep_probability": 1.5}, "at most 1"),
+        ("small", {"standardization": "none"}, "fixed, per_image"),
+    ],
+)
+def test_wrong_requests_are_refused(name, changes, part):
+    with pytest.raises(UserError, match=part):
+        build(name, **{"image_size": 112, "embedding_size": 8, **changes})

@@ -1,0 +1,329 @@
+"""The shell launchers, with a Python that writes down how it was called, and the lock files they install from."""
+
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+LAUNCHERS = [*sorted(ROOT.glob("*.sh")), *sorted((ROOT / "scripts").rglob("*.sh")), ROOT / ".ci" / "run"]
+LOCKS = ["cpu", "dev", "gpu"]
+
+# Stands for .venv/bin/python: keeps its process id and arguments, and answers questions of `-c` as the real one does.
+RECORDER = """#!/usr/bin/env bash
+if [ "$1" = -c ]; then exec "{python}" "$@"; fi
+printf '%s\\0' "$$" "$@" >> "{calls}"
+printf '\\n' >> "{calls}"
+"""
+
+
+def write_program(path, text):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    path.chmod(0o755)
+
+
+@pytest.fixture
+def project(tmp_path):
+    """A copy of the project's launchers with a recorder in a finished .venv; paths with a space, as users have them."""
+    project = tmp_path / "my towers"
+    for source in [*LAUNCHERS, *(ROOT / "requirements" / f"{kind}.lock" for kind in LOCKS)]:
+        target = project / source.relative_to(ROOT)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(source, target)
+    write_program(
+        project / ".venv" / "bin" / "python", RECORDER.format(python=sys.executable, calls=tmp_path / "calls")
+    )
+    finish(project, "cpu")
+    return project
+
+
+def finish(project, kind):
+    """Writes the mark that setup.sh leaves when it is done."""
+    digest = hashlib.sha256((project / "requirements" / f"{kind}.lock").read_bytes()).hexdigest()
+    (project / ".venv" / "towers-setup").write_text(f"{kind} {digest} {project}\n")
+
+
+def add_gpu(tmp_path, answers=True):
+    write_program(tmp_path / "bin" / "nvidia-smi", f"#!/bin/sh\nexit {0 if answers else 9}\n")
+
+
+def start(project, command, *arguments, cwd=None, **environment):
+    """Runs a launcher; nvidia-smi fails, unless the folder `bin` beside the project holds one that answers."""
+    programs = project.parent / "bin"
+    if not (programs / "nvidia-smi").exists():
+        add_gpu(project.parent, answers=False)
+    inherited = {
+        name: value
+        for name, value in os.environ.items()
+        if name
+        not in {"DATA", "TOWERS", "OUT", "LFW_DIR", "LFW_PAIRS", "VENV", "PYTHON", "VIRTUAL_ENV", "SETUP_DRY_RUN"}
+    }
+    return subprocess.run(
+        ["bash", str(project / command), *arguments],
+        cwd=cwd or project,
+        env=inherited | {"PATH": f"{programs}:{os.environ['PATH']}"} | environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def records(project):
+    """Process id and arguments of every call of the recorder, in order."""
+    path = project.parent / "calls"
+    return [line.split("\0")[:-1] for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def calls(project):
+    return [arguments for _, *arguments in records(project)]
+
+
+def option(argv, name):
+    """The value that argparse would take: the last one."""
+    return [value for flag, value in zip(argv, argv[1:], strict=False) if flag == name][-1]
+
+
+def face_folder(path, *, split):
+    for name in ("train/Ann", "test/Bob") if split else ("Ann",):
+        (path / name).mkdir(parents=True)
+    if split:
+        (path / "pairs.txt").write_text("1\t1\n")
+    return path
+
+
+@pytest.mark.parametrize("path", LAUNCHERS, ids=lambda path: path.name)
+def test_launchers_are_bash_and_stop_at_the_first_error(path):
+    subprocess.run(["bash", "-n", str(path)], check=True)
+    text = path.read_text()
+    assert text.startswith("#!/usr/bin/env bash\n")
+    assert "\nset -euo pipefail\n" in text
+    assert os.access(path, os.X_OK)
+
+
+def test_bare_launch_makes_the_embedded_data_and_trains_on_two_cpu_towers(project):
+    result = start(project, "softmax_train.sh")
+    assert result.returncode == 0, result.stderr
+    prepare, train = calls(project)
+    assert prepare == ["data/synthetic_faces/prepare.py", "--out_dir", "data/synthetic_faces/generated"]
+    assert train[0] == "train_softmax.py"
+    assert option(train, "--data_dir") == "data/synthetic_faces/generated"
+    assert option(train, "--towers") == "2"
+    assert option(train, "--network") == "small"
+    assert "--run_dir" not in train
+
+
+def test_made_embedded_data_is_split(project):
+    generated = face_folder(project / "data" / "synthetic_faces" / "generated", split=True)
+    start(project, "softmax_train.sh")
+    train = calls(project)[-1]
+    relative = generated.relative_to(project)
+    assert option(train, "--data_dir") == str(relative / "train")
+    assert option(train, "--lfw_dir") == str(relative / "test")
+    assert option(train, "--lfw_pairs") == str(relative / "pairs.txt")
+
+
+def test_options_of_the_user_come_last_and_whole(project):
+    start(project, "softmax_train.sh", "--max_epochs", "1", "--run_dir", "a b")
+    train = calls(project)[-1]
+    assert train[-4:] == ["--max_epochs", "1", "--run_dir", "a b"]
+    assert option(train, "--max_epochs") == "1"
+
+
+def test_environment_is_honoured_from_another_folder(project, tmp_path):
+    face_folder(tmp_path / "faces", split=True)
+    result = start(project, "softmax_train.sh", cwd=tmp_path, DATA="faces", TOWERS="4", OUT="out")
+    assert result.returncode == 0, result.stderr
+    (train,) = calls(project)
+    assert option(train, "--data_dir") == str(tmp_path / "faces" / "train")
+    assert option(train, "--lfw_dir") == str(tmp_path / "faces" / "test")
+    assert option(train, "--lfw_pairs") == str(tmp_path / "faces" / "pairs.txt")
+    assert option(train, "--towers") == "4"
+    assert option(train, "--run_dir") == str(tmp_path / "out")
+
+
+def test_data_without_train_is_the_training_folder(project, tmp_path):
+    faces = face_folder(tmp_path / "faces", split=False)
+    start(project, "softmax_train.sh", DATA=str(faces))
+    start(project, "softmax_train.sh", DATA=str(faces), LFW_DIR="lfw", LFW_PAIRS="/pairs.txt")
+    bare, validated = calls(project)
+    assert option(bare, "--data_dir") == str(faces)
+    assert "--lfw_dir" not in bare
+    assert "--lfw_pairs" not in bare
+    assert option(validated, "--lfw_dir") == str(project / "lfw")
+    assert option(validated, "--lfw_pairs") == "/pairs.txt"
+
+
+def test_data_that_is_missing_is_named(project):
+    result = start(project, "softmax_train.sh", DATA="/no/such/faces")
+    assert result.returncode == 2
+    assert "/no/such/faces" in result.stderr
+    assert calls(project) == []
+
+
+def test_single_tower_launcher_is_the_same_on_one(project):
+    start(project, "softmax_train.sh", "--seed", "7")
+    start(project, "softmax_train_sg.sh", "--seed", "7", TOWERS="8")
+    _, several, _, one = calls(project)
+    at = several.index("--towers") + 1
+    assert one == [*several[:at], "1", *several[at + 1 :]]
+
+
+def test_all_gpus_are_taken_where_there_are_some(project, tmp_path):
+    add_gpu(tmp_path)
+    finish(project, "gpu")
+    start(project, "softmax_train.sh")
+    assert "--towers" not in calls(project)[-1]
+
+
+def test_cpu_build_beside_a_gpu_is_said(project, tmp_path):
+    add_gpu(tmp_path)
+    result = start(project, "softmax_train.sh")
+    assert option(calls(project)[-1], "--towers") == "2"
+    assert "bash scripts/setup.sh gpu" in result.stderr
+
+
+def test_python_takes_the_place_of_the_shell(project, tmp_path):
+    programs = tmp_path / "bin"
+    add_gpu(tmp_path, answers=False)
+    environment = os.environ | {"PATH": f"{programs}:{os.environ['PATH']}"}
+    with subprocess.Popen(["bash", str(project / "softmax_train.sh")], env=environment, cwd=project) as process:
+        pid = process.pid
+    assert records(project)[-1][0] == str(pid)
+
+
+def test_finished_setup_does_nothing(project):
+    result = start(project, "scripts/setup.sh")
+    assert (result.returncode, result.stdout, calls(project)) == (0, "", [])
+    result = start(project, "scripts/setup.sh", "cpu")
+    assert (result.returncode, result.stdout, calls(project)) == (0, "", [])
+
+
+@pytest.mark.parametrize("change", ["lock", "folder"])
+def test_outdated_environment_is_installed_again(project, change):
+    if change == "lock":
+        with (project / "requirements" / "cpu.lock").open("a") as lock:
+            lock.write("# newer\n")
+    else:
+        project = project.rename(project.with_name("moved"))
+    result = start(project, "scripts/setup.sh")
+    assert result.returncode == 0, result.stderr
+    assert calls(project) == [
+        ["-m", "pip", "install", "--quiet", "--require-hashes", "-r", "requirements/cpu.lock"],
+        ["-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "-e", "."],
+        ["-m", "pip", "check"],
+    ]
+    assert start(project, "scripts/setup.sh").stdout == ""
+
+
+def test_interrupted_setup_is_taken_up_again(project):
+    python = project / ".venv" / "bin" / "python"
+    works = python.read_text()
+    (project / "requirements" / "cpu.lock").write_text("# newer\n")
+    write_program(python, works + '[[ "$*" != *--require-hashes* ]]\n')
+    assert start(project, "scripts/setup.sh").returncode != 0
+    write_program(python, works)
+    assert start(project, "scripts/setup.sh").returncode == 0
+    assert calls(project)[-1] == ["-m", "pip", "check"]
+
+
+def dry(project, *arguments, **environment):
+    result = start(project, "scripts/setup.sh", *arguments, SETUP_DRY_RUN="1", **environment)
+    return result.returncode, result.stdout + result.stderr
+
+
+@pytest.mark.parametrize(("gpu", "lock"), [(True, "gpu"), (False, "cpu")])
+def test_setup_takes_the_gpu_lock_where_nvidia_smi_answers(project, tmp_path, gpu, lock):
+    shutil.rmtree(project / ".venv")
+    add_gpu(tmp_path, answers=gpu)
+    code, output = dry(project)
+    assert code == 0
+    assert f"--require-hashes -r requirements/{lock}.lock" in output
+    assert re.search(r"python\S* -m venv \.venv", output)
+    assert not (project / ".venv").exists()
+
+
+def test_dev_is_added_to_cpu_but_another_tensorflow_starts_afresh(project):
+    assert "-m venv" not in dry(project, "dev")[1]
+    assert "-m venv --clear .venv" in dry(project, "gpu")[1]
+    finish(project, "dev")
+    assert dry(project, "cpu") == (0, "")
+
+
+def test_foreign_environment_of_an_old_python_is_left_alone(project):
+    (project / ".venv" / "towers-setup").unlink()
+    write_program(project / ".venv" / "bin" / "python", "#!/bin/sh\nexit 1\n")
+    code, output = dry(project)
+    assert code == 2
+    assert ".venv was not made by this script" in output
+
+
+def test_setup_names_what_is_missing(project, tmp_path):
+    shutil.rmtree(project / ".venv")
+    old = tmp_path / "old python"
+    write_program(old, "#!/bin/sh\nexit 1\n")
+    code, output = dry(project, PYTHON=str(old))
+    assert code == 2
+    assert "no Python 3.11, 3.12 or 3.13" in output
+    assert str(old) in output
+    bare = tmp_path / "bare-python"
+    write_program(bare, f'#!/bin/sh\ncase "$2" in *ensurepip*) exit 1 ;; esac\nexec "{sys.executable}" "$@"\n')
+    code, output = dry(project, PYTHON=str(bare))
+    assert code == 2
+    assert f"apt-get install python3.{sys.version_info[1]}-venv" in output
+    assert dry(project, "tpu") == (2, "setup.sh: unknown kind 'tpu': cpu, gpu or dev\n")
+
+
+def test_test_command_leaves_slow_tests_out_unless_told(project, tmp_path):
+    (project / ".venv" / "towers-setup").unlink()
+    active = {"VIRTUAL_ENV": str(project / ".venv"), "PYTHONPATH": str(ROOT / "src")}
+    start(project, "test.sh", "tests/losses", cwd=tmp_path, **active)
+    start(project, "test.sh", "--all", "-x", cwd=tmp_path, **active)
+    assert calls(project) == [
+        ["-m", "pytest", "-q", "-m", "not slow", "tests/losses"],
+        ["-m", "pytest", "-q", "-x"],
+    ]
+
+
+def test_test_command_completes_the_environment(project):
+    start(project, "test.sh")
+    lock, *_, tests = calls(project)
+    assert lock[-1] == "requirements/dev.lock"
+    assert tests == ["-m", "pytest", "-q", "-m", "not slow"]
+
+
+def locked(kind):
+    """Package names of a lock file, and its text."""
+    text = (ROOT / "requirements" / f"{kind}.lock").read_text()
+    return {name.lower() for name in re.findall(r"^([\w.-]+)(?:\[[^]]*\])?==", text, flags=re.MULTILINE)}, text
+
+
+@pytest.mark.parametrize("kind", LOCKS)
+def test_locks_hold_every_dependency_with_hashes_and_no_host(kind):
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    extras = {"cpu": ["cpu"], "gpu": ["gpu"], "dev": ["cpu", "dev"]}[kind]
+    wanted = [*project["project"]["dependencies"], *project["dependency-groups"]["build"]]
+    wanted += [line for extra in extras for line in project["project"]["optional-dependencies"][extra]]
+    names, text = locked(kind)
+    assert {re.match(r"[\w.-]+", line)[0].lower() for line in wanted} <= names
+    assert "tf-keras" not in names
+    assert len({"tensorflow", "tensorflow-cpu"} & names) == 1
+    entries = re.findall(r"^\S+==.*?(?=^\S|\Z)", text, flags=re.MULTILINE | re.DOTALL)
+    assert [entry for entry in entries if "--hash=sha256:" not in entry] == []
+    assert "://" not in text
+    assert "--index" not in text
+
+
+def test_dev_lock_has_the_versions_of_the_cpu_lock():
+    pins = {
+        kind: set(re.findall(r"^\S+==\S+.*?(?= \\$)", locked(kind)[1], flags=re.MULTILINE)) for kind in ("cpu", "dev")
+    }
+    assert pins["cpu"] - pins["dev"] == set()

@@ -1,0 +1,60 @@
+"""Validate a trained model by pairs of pictures: same person or not? LFW's protocol, 10 folds.
+
+python validate_on_lfw.py --model runs/20260102-030405
+python validate_on_lfw.py --model runs/20260102-030405 --lfw_dir LFW --lfw_pairs pairs.txt --use_flipped_images
+"""
+
+import json
+from functools import partial
+from pathlib import Path
+
+from towers import export, options, plots
+from towers.errors import UserError
+from towers.evaluation.verification import report
+from towers.runs import run, validation
+
+
+def make_parser() -> options.Parser:
+    parser = options.Parser(__doc__)
+    parser.add_argument("--model", type=Path, required=True, help="run folder or model folder")
+    parser.add_argument(
+        "--load_size", type=int, help="side pictures are brought to before the crop (default: the model's)"
+    )
+    parser.add_argument("--json", type=Path, help="file for the same numbers")
+    parser.add_argument("--roc", type=Path, help="file for a picture of the ROC, such as roc.png")
+    options.add_towers(parser, training=False)
+    options.add_lfw(parser)
+    return parser
+
+
+def main(arguments) -> None:
+    pick = partial(options.pick, arguments)
+    folder, facts = export.read_facts(arguments.model)
+    if arguments.lfw_dir is None:
+        if not facts.get("lfw_dir"):
+            raise UserError(f"{folder} records no validation pictures; give --lfw_dir and --lfw_pairs")
+        arguments.lfw_dir = Path(facts["lfw_dir"])
+        arguments.lfw_pairs = arguments.lfw_pairs or (Path(facts["lfw_pairs"]) if facts.get("lfw_pairs") else None)
+    pairs = validation.read_lfw(**pick(validation.PAIRS_OPTIONS))
+    towers = run.set_up(**pick("towers precision"))
+    with towers.scope():
+        model = export.read_model(folder)
+    verification, _ = validation.verify(
+        towers,
+        model.network,
+        pairs,
+        image_size=model.image_size,
+        load_size=arguments.load_size or model.load_size,
+        **pick(validation.PROTOCOL_OPTIONS),
+    )
+    print(report(verification))
+    print(f"Pairs skipped: {len(pairs.skipped)}")
+    if arguments.json:
+        figures = validation.figures(verification) | {"pairs_used": verification.pairs_used}
+        arguments.json.write_text(json.dumps(figures | {"pairs_skipped": len(pairs.skipped)}, indent=1) + "\n")
+    if arguments.roc:
+        plots.roc(verification, arguments.roc)
+
+
+if __name__ == "__main__":
+    options.call(main, make_parser())
