@@ -13,10 +13,12 @@
 set -euo pipefail
 
 recipe=(
-  --network small --embedding_size 128 --image_size 112
+  # 64 pixels are a third of the work of 112, and enough to tell these people apart.
+  --network small --embedding_size 128 --image_size 64
   --random_crop --random_flip
-  --batch_size 64 --optimizer ADAM --learning_rate 0.005
-  --max_epochs 20 --validate_every_n_epochs 5
+  --keep_probability 0.4 --prelogits_norm_loss_factor 5e-4
+  --batch_size 64 --optimizer MOM --learning_rate 0.05 --learning_rate_schedule cosine
+  --max_epochs 30 --validate_every_n_epochs 10
 )
 
 exec bash "$(dirname "${BASH_SOURCE[0]}")/scripts/launch.sh" train_softmax.py "${recipe[@]}" "$@"

@@ -3,7 +3,7 @@
 #
 #   bash test.sh                          # all but the slow ones
 #   bash test.sh --all                    # all
-#   bash test.sh -n 2 tests/losses        # anything else is passed on to pytest
+#   bash test.sh -n 0 tests/losses        # anything else is passed on to pytest; -n 0: one process
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
@@ -28,4 +28,5 @@ if [ "${1:-}" = --all ]; then
   shift
 fi
 export TF_CPP_MIN_LOG_LEVEL=${TF_CPP_MIN_LOG_LEVEL:-2}
-exec "$venv/bin/python" -m pytest -q "${selection[@]}" "$@"
+# Two processes: most of a test is one Python starting TensorFlow and tracing. A file stays whole, for what it shares.
+exec "$venv/bin/python" -m pytest -q -n 2 --dist loadfile "${selection[@]}" "$@"

@@ -8,10 +8,8 @@ python train_softmax.py --data_dir FACES --lfw_dir LFW --run_dir runs/mine     #
 from functools import partial
 from pathlib import Path
 
-import tensorflow as tf
-
 from towers import networks, options
-from towers.datasets.augmentation import augment
+from towers.datasets.audit import Audit
 from towers.datasets.order import Order
 from towers.heads.replicated import ReplicatedHead
 from towers.losses.center import CenterTable
@@ -47,11 +45,7 @@ def main(arguments) -> None:
         "image_size": arguments.image_size,
         "load_size": pictures.load_size(**pick("load_size image_size random_crop")),
     }
-    network_arguments = {
-        "name": arguments.network,
-        "standardization": "fixed" if arguments.use_fixed_image_standardization else "per_image",
-        **pick("image_size embedding_size keep_probability sync_bn seed"),
-    }
+    network_arguments = run.network_arguments(**pick(run.NETWORK_OPTIONS))
     with towers.scope():
         network = networks.build(**network_arguments)
         dtype = "float64" if arguments.precision == "float64" else "float32"
@@ -63,17 +57,9 @@ def main(arguments) -> None:
     if arguments.dry_run:
         return print(dry_run.describe(vars(arguments), source, steps, network, trained, towers.num_towers))
 
-    def prepare(batch):
-        images = augment(
-            batch["image"],
-            batch["position"],
-            **pick("seed image_size random_crop random_flip random_rotate"),
-        )
-        return tf.cast(images, network.compute_dtype)
-
     objective = make_objective(
         head,
-        prepare,
+        pictures.preparation(network, **pick(pictures.AUGMENTATION_OPTIONS)),
         centers=centers,
         **pick("label_smoothing center_loss_factor prelogits_norm_loss_factor prelogits_norm_p"),
     )
@@ -87,6 +73,7 @@ def main(arguments) -> None:
         plan=steps,
         source=source,
         order=Order(len(source), arguments.seed),
+        make_audit=lambda path, first_step: Audit(path, len(source), first_step=first_step),
         network=network,
         network_arguments=network_arguments,
         objective=objective,

@@ -83,13 +83,9 @@ def measure(source: Source, batch: int, rounds: int) -> dict[str, float]:
             iterator = iter(dataset)
             take(iterator, 4 * CORES)
             # What was made ahead before the clock started is as much as is made ahead when it stops.
-            ours, ours_cpu = rate(
-                lambda stream=iterator: [next(stream) for _ in range(num_batches)], num_batches * batch
-            )
+            ours, ours_cpu = rate(lambda stream=iterator: take(stream, num_batches), num_batches * batch)
             del iterator
-            every, _ = rate(
-                lambda: list(threads.map(lambda share: read_with_cv2(share, LOAD_SIZE), shares)), len(paths)
-            )
+            every, _ = rate(lambda: list(threads.map(read_with_cv2, shares)), len(paths))
             ratios = {"ratio": ours / (CORES * one), "real": ours / every, "cpu": ours_cpu / one_cpu}
             rows.append({"one": one, "ours": ours, "every": every, **ratios})
     quarantine.check(0.0)

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import cv2
+import h5py
 import numpy as np
 import pytest
 
@@ -49,3 +51,35 @@ def train_synthetic(tmp_path_factory):
         return results[key]
 
     return run
+
+
+def make_faces(folder: Path) -> Path:
+    """Six people in ``train`` and four others in ``lfw``, 10 tiny pictures each, and pairs of the latter."""
+    random = np.random.default_rng(0)
+    for kind, people in (("train", 6), ("lfw", 4)):
+        for person in range(people):
+            name = f"{kind.title()}_{person}"
+            (folder / kind / name).mkdir(parents=True)
+            face = random.integers(0, 256, (8, 8, 3)).astype(np.float32)
+            for number in range(1, 11):
+                picture = cv2.resize(face + random.normal(0, 20, face.shape).astype(np.float32), (32, 32))
+                path = folder / kind / name / f"{name}_{number:04}.jpg"
+                cv2.imwrite(str(path), np.clip(picture, 0, 255).astype(np.uint8))
+    lines = ["2\t6"]
+    for fold in range(2):
+        lines += [f"Lfw_{2 * fold + pair % 2}\t{pair + 1}\t{pair + 2}" for pair in range(6)]
+        lines += [f"Lfw_{2 * fold}\t{pair + 1}\tLfw_{2 * fold + 1}\t{pair + 1}" for pair in range(6)]
+    (folder / "pairs.txt").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def state_of(run_dir, step):
+    arrays = {}
+    with h5py.File(run_dir / "checkpoints" / f"step_{step:08d}" / "arrays.h5") as file:
+        file.visititems(lambda name, item: arrays.update({name: item[()]}) if isinstance(item, h5py.Dataset) else None)
+    return arrays
+
+
+def metrics_of(run_dir, kind="train"):
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if line["kind"] == kind]

@@ -20,10 +20,11 @@ CODE = [
 MAY_IMPORT = {
     "errors": set(),
     "distribution": {"errors"},
-    "losses": {"errors"},
+    "hashing": set(),
+    "losses": {"errors", "hashing"},
     "networks": {"errors", "distribution"},
     "evaluation": {"errors"},
-    "datasets": {"errors"},
+    "datasets": {"errors", "hashing"},
     "classcenters": {"errors"},
     "checkpoints": {"errors"},
     "summaries": {"errors"},

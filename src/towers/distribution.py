@@ -9,6 +9,7 @@ One tower and many towers, CPUs and GPUs, run the same lines::
         values = towers.run(step, batch)
 """
 
+import ctypes
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -18,6 +19,8 @@ import tensorflow as tf
 from .errors import UserError
 
 REDUCTIONS = ("cpu", "nccl", "hierarchical")
+# Parameters of mallopt, from glibc's malloc.h.
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -2, -3, -8
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,7 @@ class Towers:
             names = tuple(f"/GPU:{index}" for index in range(num_towers))
         else:
             num_towers = num_towers or 1
+            _keep_freed_memory()
             tf.config.set_logical_device_configuration(
                 tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * num_towers
             )
@@ -128,6 +132,23 @@ class Towers:
             lambda strategy, value: cross_device.reduce(tf.distribute.ReduceOp.SUM, value, destinations=value),
             args=(flat,),
         )
+
+
+def _keep_freed_memory() -> None:
+    """Have glibc keep what a step frees for the next one.
+
+    By default it gives the large tensors of every step back to the system, which then clears the same pages again: half
+    of the time of a step on two CPU cores. Resident memory stays at its peak.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        for option, value in (
+            (_M_ARENA_MAX, 1),
+            (_M_TOP_PAD, 1 << 30),
+            (_M_MMAP_THRESHOLD, 1 << 30),
+            (_M_TRIM_THRESHOLD, (1 << 31) - 1),
+        ):
+            mallopt(option, value)
 
 
 def tower_index() -> int:

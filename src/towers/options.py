@@ -9,9 +9,11 @@ from pathlib import Path
 from . import __version__
 from .distribution import REDUCTIONS
 from .errors import UserError
+from .losses.triplet import MINING_RULES
 from .networks import NETWORKS
 from .training.loop import Interrupted
 from .training.optimizers import OPTIMIZERS
+from .training.triplets import MINING_SCOPES
 
 PRECISIONS = ("float32", "bfloat16", "float16", "float64")
 
@@ -94,14 +96,19 @@ def add_towers(parser: Parser, *, training: bool = True) -> None:
     group.add_argument("--sync_bn", action="store_true", help="BatchNormalization over the whole batch, not a tower's")
 
 
-def add_batches(parser: Parser, *, batch_size: int) -> None:
+def add_batches(parser: Parser, *, batch_size: int | None) -> None:
+    """``batch_size`` None: the batch is people x pictures."""
     group = parser.add_argument_group("batches and length of the run")
-    group.add_argument("--batch_size", type=int, default=batch_size, help="images a step")
+    if batch_size is None:
+        group.add_argument("--people_per_batch", type=int, default=32, help="people in a batch")
+        group.add_argument("--images_per_person", type=int, default=4, help="pictures of each of them")
+    else:
+        group.add_argument("--batch_size", type=int, default=batch_size, help="images a step")
     group.add_argument(
         "--batch_mode",
         choices=("split", "per_tower"),
         default="split",
-        help="split: --batch_size over all towers; per_tower: --batch_size for each tower",
+        help="split: one batch over all towers; per_tower: a batch for each tower",
     )
     group.add_argument("--epoch_size", type=int, help="steps an epoch (default: images / batch, rounded up)")
     group.add_argument(
@@ -137,7 +144,7 @@ def add_data(parser: Parser) -> None:
     )
 
 
-def add_filtering(parser: Parser) -> None:
+def add_filtering(parser: Parser, *, held_out: bool = True) -> None:
     group = parser.add_argument_group("which pictures")
     group.add_argument("--filter_filename", type=Path, help="HDF5 file of scripts/calculate_filtering_metrics.py")
     group.add_argument(
@@ -146,6 +153,8 @@ def add_filtering(parser: Parser) -> None:
     group.add_argument(
         "--filter_min_nrof_images_per_class", type=int, default=0, help="drop classes with fewer pictures"
     )
+    if not held_out:
+        return
     group.add_argument(
         "--validation_set_split_ratio", type=float, default=0.0, help="share of each class held out for validation"
     )
@@ -161,6 +170,21 @@ def add_softmax(parser: Parser) -> None:
     group.add_argument("--center_loss_alfa", type=float, default=0.95, help="share of a center that a step keeps")
     group.add_argument("--prelogits_norm_loss_factor", type=float, default=0.0, help="weight of the embedding's norm")
     group.add_argument("--prelogits_norm_p", type=float, default=1.0, help="which norm")
+
+
+def add_triplets(parser: Parser) -> None:
+    group = parser.add_argument_group("triplets")
+    group.add_argument(
+        "--alpha", type=float, default=0.2, help="margin between positive and negative squared distances"
+    )
+    group.add_argument("--mining", choices=MINING_RULES, default="batch_hard", help="which triplets of a batch count")
+    group.add_argument(
+        "--mining_scope",
+        choices=MINING_SCOPES,
+        default="tower",
+        help="where negatives come from: this tower's people, or those of all towers",
+    )
+    group.add_argument("--soft_margin", action="store_true", help="log(1 + exp(distance)) in place of the margin")
 
 
 def add_network(parser: Parser, *, network: str, embedding_size: int) -> None:

@@ -99,7 +99,9 @@ class RunLog:
     def graph(self, function, *arguments) -> None:
         """The graph of ``function``, traced with ``arguments``."""
         with self._writer.as_default():
-            tf.summary.graph(tf.function(function).get_concrete_function(*arguments).graph.as_graph_def())
+            tf.summary.graph(
+                tf.function(function, autograph=False).get_concrete_function(*arguments).graph.as_graph_def()
+            )
         self._writer.flush()
 
     def embeddings(self, embeddings: np.ndarray, labels: list[str]) -> None:

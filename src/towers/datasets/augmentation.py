@@ -4,9 +4,10 @@ import math
 
 import tensorflow as tf
 
+from ..hashing import keyed_hash
+
 MAX_ROTATION_DEGREES = 10.0
 _ROW, _COLUMN, _FLIP, _ROTATION = range(4)
-_MASK = 0xFFFFFFFF
 
 
 def augment(
@@ -44,34 +45,12 @@ def centre_crop(images: tf.Tensor, image_size: int) -> tf.Tensor:
 
 
 def uniform(seed: int, positions: tf.Tensor, n: int) -> tf.Tensor:
-    """Draw n of each position: float32 [b] in [0, 1), an integer hash of (seed, position, n).
+    """Draw n of each position: float32 [b] in [0, 1), a hash of (seed, position, n).
 
-    positions: int64 [b], >= 0. Words of 32 bits are held in int64 and multiplied in halves, so nothing overflows and
-    every device computes the same. The mixer is the 32-bit finalizer of MurmurHash3.
+    positions: int64 [b], >= 0.
     """
-    low = tf.bitwise.bitwise_and(positions, _MASK)
-    high = tf.bitwise.right_shift(positions, tf.constant(32, tf.int64))
-    state = tf.zeros_like(positions)
-    for word in (seed & _MASK, seed >> 32 & _MASK, n, high, low):
-        mixed = tf.bitwise.bitwise_xor(state, tf.cast(word, tf.int64))
-        state = _mix(tf.bitwise.bitwise_and(mixed + 0x9E3779B9, _MASK))
-    return tf.cast(tf.bitwise.right_shift(state, tf.constant(8, tf.int64)), tf.float32) * 2.0**-24
-
-
-def _mix(state: tf.Tensor) -> tf.Tensor:
-    state = _multiply(_xor_shift(state, 16), 0x85EBCA6B)
-    state = _multiply(_xor_shift(state, 13), 0xC2B2AE35)
-    return _xor_shift(state, 16)
-
-
-def _xor_shift(state: tf.Tensor, bits: int) -> tf.Tensor:
-    return tf.bitwise.bitwise_xor(state, tf.bitwise.right_shift(state, tf.constant(bits, tf.int64)))
-
-
-def _multiply(state: tf.Tensor, factor: int) -> tf.Tensor:
-    """state * factor modulo 2**32; no product passes 2**49."""
-    upper = tf.bitwise.bitwise_and(tf.bitwise.right_shift(state, tf.constant(16, tf.int64)) * factor, 0xFFFF)
-    return tf.bitwise.bitwise_and(tf.bitwise.bitwise_and(state, 0xFFFF) * factor + upper * 0x10000, _MASK)
+    bits = tf.bitwise.right_shift(keyed_hash(seed, n, positions), tf.constant(8, tf.int64))
+    return tf.cast(bits, tf.float32) * 2.0**-24
 
 
 def _choice(seed: int, positions: tf.Tensor, n: int, choices: int) -> tf.Tensor:

@@ -37,7 +37,7 @@ def embed(
             embeddings = tf.concat([embeddings, network(tf.reverse(images, axis=[2]), training=False)], axis=1)
         return batch["record"], embeddings
 
-    @tf.function
+    @tf.function(autograph=False)
     def step(batch):
         return towers.run(tower_embed, batch)
 

@@ -12,8 +12,8 @@ LARGEST_LAST_MAP = 7
 
 
 def first_stride(image_size: int) -> int:
-    """Stride of the first block: the power of 2 that leaves a last map of 4 to 7 pixels a side, from 28 pixels on."""
-    stride = 1
+    """Stride of the first block: 2, or the power of 2 that leaves a last map of 7 pixels a side at most."""
+    stride = 2
     while -(-image_size // (8 * stride)) > LARGEST_LAST_MAP:
         stride *= 2
     return stride

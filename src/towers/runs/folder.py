@@ -23,6 +23,7 @@ MAY_DIFFER = frozenset(
         "max_steps",
         "max_epochs",
         "run_dir",
+        "data_dir",
         "log_every",
         "log_histograms",
         "validate_every_n_epochs",

@@ -2,17 +2,20 @@
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
+import keras
 import numpy as np
+import tensorflow as tf
 
 from ..datasets import filtering, folder, splitting
+from ..datasets.augmentation import augment
 from ..errors import UserError
 
-OPTIONS = (
-    "data_dir filter_filename filter_percentile filter_min_nrof_images_per_class validation_set_split_ratio "
-    "min_nrof_val_images_per_class seed"
-)
+SOURCE_OPTIONS = "data_dir filter_filename filter_percentile filter_min_nrof_images_per_class"
+OPTIONS = f"{SOURCE_OPTIONS} validation_set_split_ratio min_nrof_val_images_per_class seed"
+AUGMENTATION_OPTIONS = "seed image_size random_crop random_flip random_rotate"
 # Facenet's people are aligned to 182 pixels and cropped to 160.
 CROP_RATIO = 182 / 160
 
@@ -32,9 +35,9 @@ def training_pictures(
     filter_filename: Path | None,
     filter_percentile: float,
     filter_min_nrof_images_per_class: int,
-    validation_set_split_ratio: float,
-    min_nrof_val_images_per_class: int,
-    seed: int,
+    validation_set_split_ratio: float = 0.0,
+    min_nrof_val_images_per_class: int = 0,
+    seed: int = 0,
 ):
     """Read, filter and split.
 
@@ -75,3 +78,16 @@ def load_size(*, load_size: int | None, image_size: int, random_crop: bool) -> i
     if load_size < image_size:
         raise UserError(f"--load_size {load_size} is smaller than --image_size {image_size}, which is cropped from it")
     return load_size
+
+
+def preparation(network: keras.Model, **augmentation) -> Callable[[dict], tf.Tensor]:
+    """The function from a training batch to the network's input, on the device.
+
+    Args:
+      augmentation: arguments of ``augment``.
+    """
+
+    def prepare(batch):
+        return tf.cast(augment(batch["image"], batch["position"], **augmentation), network.compute_dtype)
+
+    return prepare

@@ -5,11 +5,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..datasets.people import check_people_per_batch
 from ..errors import BadData, UserError
 from ..training import schedules
 
 DEFAULT_EPOCHS = 20
 STEP_OPTIONS = "batch_size batch_mode epoch_size max_epochs max_steps learning_rate_schedule_file"
+PEOPLE_OPTIONS = (
+    "people_per_batch images_per_person batch_mode epoch_size max_epochs max_steps learning_rate_schedule_file"
+)
 RATE_OPTIONS = (
     "learning_rate default_learning_rate learning_rate_schedule learning_rate_schedule_file "
     "learning_rate_decay_epochs learning_rate_decay_factor warmup_steps"
@@ -71,6 +75,20 @@ def plan_steps(
     by_epochs = None if max_epochs is None else max_epochs * epoch_size
     ends = [end for end in (by_epochs, max_steps) if end is not None]
     return Plan(total, epoch_size, min(ends, default=None), by_epochs or max_steps)
+
+
+def plan_people(
+    num_records: int, num_towers: int, *, people_per_batch: int, images_per_person: int, batch_mode: str, **length
+) -> tuple[int, Plan]:
+    """The people of all towers' batch, and the plan; other arguments as for ``plan_steps``.
+
+    Raises:
+      UserError: people that do not split over the towers.
+    """
+    people = people_per_batch * num_towers if batch_mode == "per_tower" else people_per_batch
+    check_people_per_batch(people, num_towers)
+    plan = plan_steps(num_records, num_towers, batch_size=people * images_per_person, batch_mode="split", **length)
+    return people, plan
 
 
 def learning_rates(

@@ -10,7 +10,6 @@ import numpy as np
 import tensorflow as tf
 
 from .. import checkpoints, export, plots
-from ..datasets.audit import Audit
 from ..datasets.pipeline import Quarantine, train_dataset
 from ..distribution import Towers
 from ..errors import BadData, UserError
@@ -26,6 +25,7 @@ OPTIONS = (
     "optimizer weight_decay clip_norm moving_average_decay run_dir checkpoint_every_n_steps keep_checkpoints "
     "validate_every_n_epochs log_every log_histograms max_bad_fraction audit_data time_towers"
 )
+NETWORK_OPTIONS = "network use_fixed_image_standardization image_size embedding_size keep_probability sync_bn seed"
 POLICIES = {"float32": "float32", "float64": "float64", "bfloat16": "mixed_bfloat16", "float16": "mixed_float16"}
 
 
@@ -45,12 +45,18 @@ def set_up(
     return result
 
 
+def network_arguments(*, network: str, use_fixed_image_standardization: bool, **others) -> dict:
+    """The arguments of ``networks.build``, from the options; ``model.json`` records them."""
+    return {"name": network, "standardization": "fixed" if use_fixed_image_standardization else "per_image", **others}
+
+
 def train(
     *,
     towers: Towers,
     plan: Plan,
     source,
     order,
+    make_audit: Callable,
     network: keras.Model,
     network_arguments: dict,
     objective: Objective,
@@ -83,6 +89,7 @@ def train(
     Args:
       plan: steps and batch.
       source: the pictures (``datasets``); ``order``: position in the stream -> record.
+      make_audit: (path, first step) -> an ``Audit`` of that order, for --audit_data.
       network_arguments: what ``networks.build`` was called with, for ``model.json``.
       trained: trainable variables; ``decayed``: those with weight decay; ``statistics``: BN moving statistics.
       other_state: name -> variable beside network and optimizer, for the checkpoint (head, class centres).
@@ -176,7 +183,7 @@ def train(
                 for tower, (records, positions) in enumerate(zip(*values, strict=True)):
                     audit.add(step, tower, records.numpy(), positions.numpy())
 
-        audit = Audit(folder.path / "audit.tsv", len(source), first_step=first_step) if audit_data else None
+        audit = make_audit(folder.path / "audit.tsv", first_step) if audit_data else None
         log.graph(partial(network, training=False), tf.TensorSpec([1, *network.input_shape[1:]], network.input_dtype))
         steps = loop.fit(
             train_step,

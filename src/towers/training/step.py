@@ -119,7 +119,7 @@ def make_train_step(
         shared = {"loss": tf.math.divide_no_nan(loss, weight), "gradient_norm": norm, "finite": keep}
         return per_tower, shared
 
-    @tf.function
+    @tf.function(autograph=False)
     def train_step(batch, step, learning_rate):
         per_tower, shared = towers.run(tower_step, batch, step, learning_rate)
         return (
