@@ -39,7 +39,7 @@ def main(arguments) -> None:
     towers = run.set_up(**pick("towers precision"))
     with towers.scope():
         model = export.read_model(folder)
-    verification, _ = validation.verify(
+    verification, _, unreadable = validation.verify(
         towers,
         model.network,
         pairs,
@@ -48,10 +48,11 @@ def main(arguments) -> None:
         **pick(validation.PROTOCOL_OPTIONS),
     )
     print(report(verification))
-    print(f"Pairs skipped: {len(pairs.skipped)}")
+    skipped = [*pairs.skipped, *unreadable]
+    print(f"Pairs skipped: {len(skipped)}{'; the first: ' + skipped[0] if skipped else ''}")
     if arguments.json:
         figures = validation.figures(verification) | {"pairs_used": verification.pairs_used}
-        arguments.json.write_text(json.dumps(figures | {"pairs_skipped": len(pairs.skipped)}, indent=1) + "\n")
+        arguments.json.write_text(json.dumps(figures | {"pairs_skipped": len(skipped)}, indent=1) + "\n")
     if arguments.roc:
         plots.roc(verification, arguments.roc)
 

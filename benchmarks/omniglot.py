@@ -18,8 +18,9 @@ ROOT = Path(__file__).resolve().parents[1]
 ALPHABETS = ("Korean", "Greek", "Latin", "Early_Aramaic", "Balinese")
 TARGETS = {"Korean": 0.88}
 RECIPE = [
-    *("--network", "small", "--image_size", "48", "--random_crop", "--random_rotate", "--keep_probability", "0.4"),
-    *("--max_epochs", "24", "--validate_every_n_epochs", "0", "--towers", "2"),
+    *("--network", "small", "--image_size", "64", "--random_crop", "--random_rotate"),
+    *("--learning_rate", "0.1", "--warmup_steps", "60"),
+    *("--max_epochs", "40", "--validate_every_n_epochs", "0", "--towers", "2"),
 ]
 
 

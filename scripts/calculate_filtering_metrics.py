@@ -33,7 +33,7 @@ def main(arguments) -> None:
     towers = run.set_up(**pick("towers precision"))
     with towers.scope():
         model = export.read_model(folder)
-    embeddings = validation.embed_source(
+    embeddings, _ = validation.embed_source(
         towers,
         model.network,
         source,

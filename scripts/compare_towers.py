@@ -13,7 +13,7 @@ import argparse
 import contextlib
 import itertools
 import json
-import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -161,24 +161,29 @@ def _train(command: list[str], folder: Path) -> RunFailed | None:
 
 
 def _wait(process: subprocess.Popen, log: Path) -> int:
-    """Wait for a run, pass signals on to it, and show how far it is; its return code."""
+    """Wait for a run and show how far it is; its return code. Pass a signal on to it; a second one kills it."""
     terminal = sys.stdout.isatty()
     every = 1.0 if terminal else 30.0
-    before = {
-        number: signal.signal(number, lambda received, frame: process.send_signal(received))
-        for number in (signal.SIGINT, signal.SIGTERM)
-    }
+    passed_on = []
+
+    def pass_on(number, frame):
+        process.send_signal(signal.SIGKILL if passed_on else number)
+        passed_on.append(number)
+
+    before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         while True:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 return process.wait(every)
             line = _last_line(log)
             if terminal:
-                width = os.get_terminal_size().columns - 1
+                width = shutil.get_terminal_size().columns - 1
                 print(f"\r{line[:width]:{width}}", end="", flush=True)
             else:
                 print(line, flush=True)
     finally:
+        if process.poll() is None:
+            process.terminate()
         if terminal:
             print()
         for number, handler in before.items():

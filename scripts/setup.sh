@@ -76,6 +76,7 @@ if [ -x "$venv/bin/python" ] || [ -L "$venv/bin/python" ]; then
 fi
 
 python=$(find_python)
+export PIP_DISABLE_PIP_VERSION_CHECK=1
 echo "setup.sh: installing $lock into $venv (minutes the first time)"
 if [ ${#clear[@]} -gt 0 ] || ! supported "$venv/bin/python"; then run "$python" -m venv "${clear[@]}" "$venv"; fi
 # Marked as ours, but not as finished, so that an interrupted installation is taken up again.

@@ -282,14 +282,17 @@ def test_setup_names_what_is_missing(project, tmp_path):
     assert dry(project, "tpu") == (2, "setup.sh: unknown kind 'tpu': cpu, gpu or dev\n")
 
 
+TWO_PROCESSES = ["-n", "2", "--dist", "loadfile"]
+
+
 def test_test_command_leaves_slow_tests_out_unless_told(project, tmp_path):
     (project / ".venv" / "towers-setup").unlink()
     active = {"VIRTUAL_ENV": str(project / ".venv"), "PYTHONPATH": str(ROOT / "src")}
     start(project, "test.sh", "tests/losses", cwd=tmp_path, **active)
     start(project, "test.sh", "--all", "-x", cwd=tmp_path, **active)
     assert calls(project) == [
-        ["-m", "pytest", "-q", "-m", "not slow", "tests/losses"],
-        ["-m", "pytest", "-q", "-x"],
+        ["-m", "pytest", "-q", *TWO_PROCESSES, "-m", "not slow", "tests/losses"],
+        ["-m", "pytest", "-q", *TWO_PROCESSES, "-x"],
     ]
 
 
@@ -297,7 +300,7 @@ def test_test_command_completes_the_environment(project):
     start(project, "test.sh")
     lock, *_, tests = calls(project)
     assert lock[-1] == "requirements/dev.lock"
-    assert tests == ["-m", "pytest", "-q", "-m", "not slow"]
+    assert tests == ["-m", "pytest", "-q", *TWO_PROCESSES, "-m", "not slow"]
 
 
 def locked(kind):

@@ -1,6 +1,7 @@
 """Options that several scripts share, with facenet's names where facenet has one; dashes and underscores alike."""
 
 import argparse
+import os
 import sys
 import traceback
 from collections.abc import Callable
@@ -52,15 +53,23 @@ def call(main: Callable[[argparse.Namespace], int | None], parser: Parser) -> No
     """Parse, run ``main``, and end the process: errors of users as one line, with the exit code of their class."""
     arguments = parser.parse_args()
     try:
-        sys.exit(main(arguments) or 0)
+        exit_code = main(arguments) or 0
     except UserError as error:
         if arguments.debug:
             traceback.print_exc()
         print(f"{parser.prog}: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+        exit_code = error.exit_code
     except Interrupted as stop:
         print(f"{parser.prog}: stopped by {stop}; a checkpoint is saved, the same command goes on", file=sys.stderr)
-        sys.exit(stop.exit_code)
+        exit_code = stop.exit_code
+    except Exception:
+        traceback.print_exc()
+        exit_code = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Everything is written and closed. Python's own way out would wait for pictures that are still being read, whose
+    # threads wait for Python: with a slow disk a finished run could hang for ever.
+    os._exit(exit_code)
 
 
 def pick(arguments: argparse.Namespace, names: str) -> dict:

@@ -1,6 +1,7 @@
 """A whole run: from options to a trained model folder, the same for every training script."""
 
 import contextlib
+import sys
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
@@ -129,7 +130,7 @@ def train(
             f"{folder.path}: {'going on at' if first_step else 'from'} step {first_step}, "
             f"{len(source)} images of {source.num_classes} classes, {towers.num_towers} tower(s) x "
             f"{plan.batch_size // towers.num_towers} images, {plan.epoch_size} steps an epoch; "
-            f"watch with: tensorboard --logdir {folder.path / 'tensorboard'}"
+            f"watch with: {_tensorboard(folder.path)}"
         )
         quarantine = Quarantine(source)
         batches = towers.feed(
@@ -209,7 +210,7 @@ def train(
         if quarantine.bad:
             log.text(f"{len(quarantine.bad)} unreadable picture(s) replaced: {quarantine.first_paths(10)}")
         log.text(f"{steps} steps done: {folder.path}; model: {folder.path / 'model'}; curves: curves.png")
-        log.text(f"tensorboard --logdir {folder.path / 'tensorboard'}")
+        log.text(_tensorboard(folder.path))
     return folder.path
 
 
@@ -245,6 +246,13 @@ def _is_finished(run_dir: Path, step: int, last_step: int | None, learning_rate)
         return ended and export.read_facts(run_dir)[1]["step"] == step
     except UserError:
         return False
+
+
+def _tensorboard(run_dir: Path) -> str:
+    program = Path(sys.executable).with_name("tensorboard")
+    with contextlib.suppress(ValueError):
+        program = program.relative_to(Path.cwd())
+    return f"{program if program.exists() else 'tensorboard'} --logdir {run_dir / 'tensorboard'}"
 
 
 def _names(source, order, step: int, batch_size: int) -> str:

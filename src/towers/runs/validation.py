@@ -32,12 +32,16 @@ def embed_source(
     load_size: int,
     batch_size: int = 100,
     flipped: bool = False,
-    max_bad_fraction: float = 0.0,
-) -> np.ndarray:
-    """Embeddings [N, D] of all records of a source, in order; [N, 2D] with the mirrored pictures' beside them.
+    max_bad_fraction: float = 0.01,
+) -> tuple[np.ndarray, dict[int, str]]:
+    """Embeddings of all records of a source, in order.
 
     Args:
       batch_size: images of a tower in a step.
+
+    Returns:
+      ([N, D], or [N, 2D] with the mirrored pictures' beside them; record -> reason of each picture that could not be
+      read, whose row is a neighbour's).
 
     Raises:
       BadData: more than ``max_bad_fraction`` of the pictures are unreadable, or an embedding is not finite.
@@ -54,13 +58,13 @@ def embed_source(
         flipped=flipped,
     )
     quarantine.check(max_bad_fraction)
-    bad = np.flatnonzero(~np.isfinite(embeddings).all(axis=1))
-    if bad.size:
+    broken = np.flatnonzero(~np.isfinite(embeddings).all(axis=1))
+    if broken.size:
         raise BadData(
-            f"{bad.size} of {len(embeddings)} embeddings are not finite, the first of {source.where(int(bad[0]))}; "
-            "the weights or the picture are broken"
+            f"{broken.size} of {len(embeddings)} embeddings are not finite, the first of "
+            f"{source.where(int(broken[0]))}; the weights or the picture are broken"
         )
-    return embeddings
+    return embeddings, quarantine.bad
 
 
 def verify(
@@ -74,9 +78,13 @@ def verify(
     lfw_distance_metric: int,
     lfw_use_flipped_images: bool,
     lfw_subtract_mean: bool,
-) -> tuple[Verification, np.ndarray]:
-    """The LFW protocol on ``pairs``: the figures, and the embeddings [N, D] of ``pairs.paths``."""
-    embeddings = embed_source(
+) -> tuple[Verification, np.ndarray, list[str]]:
+    """The LFW protocol on ``pairs``.
+
+    Returns:
+      (figures, embeddings [N, D] of ``pairs.paths``, a line for each pair left out since a picture is unreadable).
+    """
+    embeddings, bad = embed_source(
         towers,
         network,
         PathSource(pairs.paths),
@@ -85,15 +93,19 @@ def verify(
         batch_size=lfw_batch_size,
         flipped=lfw_use_flipped_images,
     )
+    used = ~np.isin(pairs.pairs, list(bad)).any(axis=1)
+    skipped = [
+        f"{pairs.paths[record]}: {bad[record]}" for pair in pairs.pairs[~used] for record in pair if record in bad
+    ]
     verification = evaluate_pairs(
         embeddings,
-        pairs.pairs,
-        pairs.same,
-        fold_ids=pairs.fold_ids,
+        pairs.pairs[used],
+        pairs.same[used],
+        fold_ids=pairs.fold_ids[used],
         distance_metric=lfw_distance_metric,
         subtract_mean=lfw_subtract_mean,
     )
-    return verification, embeddings
+    return verification, embeddings, skipped
 
 
 def read_lfw(lfw_dir: Path, lfw_pairs: Path | None, lfw_nrof_folds: int | None) -> LfwPairs:
@@ -143,7 +155,9 @@ def pairs_validator(
     people = [Path(path).parent.name for path in pairs.paths]
 
     def validate(log: RunLog, step: int) -> dict:
-        verification, embeddings = verify(towers, network, pairs, **protocol)
+        verification, embeddings, skipped = verify(towers, network, pairs, **protocol)
+        if skipped:
+            log.text(f"{len(skipped)} pairs left out, the first for {skipped[0]}")
         with (log.run_dir / "lfw_result.txt").open("a") as file:
             file.write(f"{step}\t{verification.accuracy:.5f}\t{verification.validation_rate:.5f}\n")
         plots.roc(verification, log.run_dir / "roc.png")
@@ -165,7 +179,7 @@ def classes_validator(
     """
 
     def validate(log: RunLog, step: int) -> dict:
-        embeddings = embed_source(towers, network, held_out, image_size=image_size, load_size=load_size)
+        embeddings, _ = embed_source(towers, network, held_out, image_size=image_size, load_size=load_size)
         weights, bias = head.export()
         logits = embeddings @ weights.T + bias
         shifted = logits - logits.max(axis=1, keepdims=True)

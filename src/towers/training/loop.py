@@ -97,8 +97,9 @@ def fit(
             window.add(step, rate, results, waited)
             step += 1
             validates = validate_every_n_epochs and step % (epoch_size * validate_every_n_epochs) == 0
-            saves = step % checkpoint_every_n_steps == 0
-            if step % log_every == 0 or step == last_step or validates or saves or signals.received:
+            # A validation that fails must not cost the epochs before it.
+            saves = validates or step % checkpoint_every_n_steps == 0
+            if step % log_every == 0 or step == last_step or saves or signals.received:
                 window.write(log)
             if saves or signals.received:
                 save(step)

@@ -115,7 +115,8 @@ def make_train_step(
             commit(keep)
         per_tower = {"loss": tf.math.divide_no_nan(own_loss, own_weight), **own.metrics}
         if time_towers:
-            per_tower |= {"compute_seconds": computed - started, "reduce_seconds": _time_after([loss]) - computed}
+            reduced = _time_after([computed, *sums])
+            per_tower |= {"compute_seconds": computed - started, "reduce_seconds": reduced - computed}
         shared = {"loss": tf.math.divide_no_nan(loss, weight), "gradient_norm": norm, "finite": keep}
         return per_tower, shared
 

@@ -1,0 +1,23 @@
+#!/usr/bin/env bash
+# Trains a face embedding by triplets on N towers and validates it on people that it has not seen.
+#
+#   bash train.sh                                          # embedded data set, all GPUs or 2 CPU towers
+#   TOWERS=4 OUT=runs/mine bash train.sh --max_epochs 30   # the same command again resumes
+#   DATA=/data/casia LFW_DIR=/data/lfw LFW_PAIRS=/data/pairs.txt bash train.sh --image_size 160
+#
+# Data: data/synthetic_faces, 200 people x 20 pictures of 112 px, made on the first run; test people kept apart.
+# Hardware: two CPU cores are enough; all GPUs where there are some.
+# Time: measured in README.
+# Result: measured in README.
+# DATA, LFW_DIR, LFW_PAIRS, TOWERS and OUT are told in scripts/launch.sh.
+set -euo pipefail
+
+recipe=(
+  --network small --embedding_size 128 --image_size 112
+  --random_crop --random_flip
+  --people_per_batch 32 --images_per_person 4 --alpha 0.2 --mining semihard --mining_scope global
+  --optimizer ADAM --learning_rate 0.001
+  --max_epochs 40 --validate_every_n_epochs 10
+)
+
+exec bash "$(dirname "${BASH_SOURCE[0]}")/scripts/launch.sh" train_tripletloss.py "${recipe[@]}" "$@"
