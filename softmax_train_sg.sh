@@ -4,8 +4,8 @@
 #   bash softmax_train_sg.sh
 #
 # Hardware: two CPU cores, or one GPU.
-# Time: measured in README.
-# Result: measured in README.
+# Time: not yet run to the end.
+# Result: not yet run to the end.
 set -euo pipefail
 
 TOWERS=1 exec bash "$(dirname "${BASH_SOURCE[0]}")/softmax_train.sh" "$@"
