@@ -212,9 +212,9 @@ def test_resumed_bit_for_bit(faces, tmp_path):
     assert {name.split("/")[0] for name in whole} == {"network", "optimizer", "head", "center_loss", "average"}
     for name, value in whole.items():
         np.testing.assert_array_equal(value, parts[name], err_msg=name)
-    losses = [line["tower_losses"] for line in metrics_of(tmp_path / "whole")]
-    assert losses == [line["tower_losses"] for line in metrics_of(tmp_path / "parts")]
-    assert len(losses) == 20
+    losses = {line["step"]: line["tower_losses"] for line in metrics_of(tmp_path / "whole")}
+    resumed = {line["step"]: line["tower_losses"] for line in metrics_of(tmp_path / "parts")}
+    assert [losses[step] for step in range(22, 41, 2)] == [resumed[step] for step in range(22, 41, 2)]
 
 
 def test_two_towers_resumed_on_four_in_float64(faces, tmp_path):
