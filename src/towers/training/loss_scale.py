@@ -9,11 +9,11 @@ class LossScale:
     Keras' own optimizer looks at the gradients of the first replica only. Make it inside the towers' scope.
 
     Args:
-      initial: first factor, a power of two.
+      initial: first factor, a power of two; it multiplies a sum over a tower's batch, not a mean.
       growth_interval: good steps in a row before the factor doubles.
     """
 
-    def __init__(self, initial: float = 2.0**15, growth_interval: int = 2000):
+    def __init__(self, initial: float = 2.0**10, growth_interval: int = 2000):
         self.growth_interval = growth_interval
         self.scale = tf.Variable(initial, dtype=tf.float32, trainable=False, name="loss_scale")
         self.good_steps = tf.Variable(0, dtype=tf.int64, trainable=False, name="good_steps")
