@@ -13,7 +13,7 @@ from towers.datasets.audit_people import PeopleAudit
 from towers.datasets.people import PeopleOrder
 from towers.networks import decayed_variables, moving_statistics
 from towers.runs import dry_run, pictures, plan, run, validation
-from towers.training.triplets import make_objective
+from towers.training.triplets import make_objective, warn_of_collapse
 
 
 def make_parser() -> options.Parser:
@@ -84,6 +84,7 @@ def main(arguments) -> None:
         validators=validators,
         options=options.recorded(arguments),
         model_facts=options.recorded(arguments, "lfw_dir lfw_pairs"),
+        warn=warn_of_collapse(**pick("alpha soft_margin")),
         **pick(run.OPTIONS),
     )
 

@@ -2,6 +2,7 @@
 
 import json
 
+import cv2
 import numpy as np
 import pytest
 from conftest import make_faces, metrics_of, run_python, state_of
@@ -89,6 +90,20 @@ def test_softmax_weights_start_a_triplet_run(faces, tmp_path):
     assert len(kernels) > 4
     for name in kernels:
         np.testing.assert_array_equal(before[name], after[name])
+
+
+def test_a_run_that_collapses_says_so_on_the_console(faces, tmp_path):
+    # Every picture black: all embeddings are the same point.
+    for picture in (faces / "train").rglob("*.jpg"):
+        copy = tmp_path / "data" / picture.parent.name / picture.name
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(copy), np.zeros((28, 28, 3), np.uint8))
+    result = run_python(
+        *("train_tripletloss.py", "--data_dir", tmp_path / "data", "--run_dir", tmp_path / "run", *SMALL),
+        *("--max_steps", "4"),
+    )
+    assert result.stdout.count("collapse to one point") == 1
+    assert "collapse to one point" in (tmp_path / "run" / "train.log").read_text()
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@ import pytest
 import tensorflow as tf
 
 from towers.errors import UserError
-from towers.training.triplets import make_objective, mean_pair_distance
+from towers.training.triplets import make_objective, mean_pair_distance, warn_of_collapse
 
 OPTIONS = {"mining": "batch_hard", "mining_scope": "tower", "alpha": 0.2}
 
@@ -37,6 +37,17 @@ def test_collapse_shows_in_the_metrics_and_zero_embeddings_have_finite_gradients
         np.testing.assert_allclose(found.losses, 0.2)
         np.testing.assert_allclose(found.metrics["pair_distance"], 0.0, atol=1e-12)
         assert np.isfinite(tape.gradient(loss, images)).all()
+
+
+def test_a_collapse_is_said_once_each_time_it_begins():
+    warn = warn_of_collapse(0.2)
+    said = [
+        warn({"step": step, "loss": 0.19, "pair_distance": distance})
+        for step, distance in enumerate([1.9, 0.01, 0.01, 0.3, 0.02])
+    ]
+    assert [line is not None for line in said] == [False, True, False, False, True]
+    assert all(part in said[1] for part in ("step 1", "0.0100 apart", "0.190", "alpha 0.2", "--learning_rate"))
+    assert "log 2" in warn_of_collapse(0.2, soft_margin=True)({"step": 9, "loss": None, "pair_distance": 0.0})
 
 
 def test_mean_pair_distance_of_one_picture_is_zero():

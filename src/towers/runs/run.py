@@ -84,6 +84,7 @@ def train(
     audit_data: bool,
     time_towers: bool,
     model_facts: dict,
+    warn: Callable[[dict], str | None] | None = None,
 ) -> Path:
     """Train, validate and export; goes on where the run folder's newest checkpoint ends.
 
@@ -97,6 +98,7 @@ def train(
       validators: functions of (log, step) that return metrics; they see the averaged weights.
       options: the resolved options, for ``options.json``.
       model_facts: what else ``model.json`` records.
+      warn: the metrics of a logged step -> a line for the user, or None.
 
     Returns:
       The run folder.
@@ -203,6 +205,7 @@ def train(
             check_data=lambda: quarantine.check(max_bad_fraction),
             seen=seen,
             records_of_step=lambda step: _names(source, order, step, plan.batch_size),
+            warn=warn,
             overflow_allowed=float16,
         )
         if audit is not None:

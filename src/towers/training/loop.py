@@ -59,6 +59,7 @@ def fit(
     check_data: Callable[[], None],
     seen: Callable[[int, dict], None] | None,
     records_of_step: Callable[[int], str],
+    warn: Callable[[dict], str | None] | None = None,
     overflow_allowed: bool = False,
 ) -> int:
     """Train from ``first_step`` on and return the number of steps done.
@@ -74,13 +75,14 @@ def fit(
       check_data: raises BadData when too many pictures were unreadable.
       seen: called with every step and its batch, None where nobody asks.
       records_of_step: names the records of a step's batch, for the message of a run that diverged.
+      warn: the metrics of a logged step -> a line for the user, or None.
       overflow_allowed: steps that are not finite are skipped and counted (float16); otherwise one ends the run.
 
     Raises:
       Diverged: a loss or gradient is not finite; nothing was saved since.
       Interrupted: SIGINT or SIGTERM came; a checkpoint was saved.
     """
-    window = _Window(epoch_size, batch_size, last_step, overflow_allowed, records_of_step)
+    window = _Window(epoch_size, batch_size, last_step, overflow_allowed, records_of_step, warn)
     step = saved = first_step
     with StopSignals() as signals:
         while last_step is None or step < last_step:
@@ -119,12 +121,13 @@ def fit(
 class _Window:
     """The steps since the last line of the log: their results stay on the device until they are written."""
 
-    def __init__(self, epoch_size, batch_size, last_step, overflow_allowed, records_of_step):
+    def __init__(self, epoch_size, batch_size, last_step, overflow_allowed, records_of_step, warn):
         self.epoch_size = epoch_size
         self.batch_size = batch_size
         self.last_step = last_step
         self.overflow_allowed = overflow_allowed
         self.records_of_step = records_of_step
+        self.warn = warn
         self.overflows_in_a_row = 0
         self.steps, self.results = [], []
         self.restart_clock()
@@ -168,6 +171,9 @@ class _Window:
             metrics["skipped_steps"] = int((~finite).sum())
         left = None if self.last_step is None else (self.last_step - done) * seconds / len(self.steps)
         log.train(metrics, means, line=_line(metrics, self.epoch_size, left))
+        warning = self.warn(metrics) if self.warn is not None else None
+        if warning:
+            log.text(warning)
         self.steps, self.results = [], []
         self.restart_clock()
 

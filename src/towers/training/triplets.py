@@ -11,6 +11,7 @@ from ..losses.triplet import Embedded, check_options, triplet_losses
 from .step import Objective, TowerLosses
 
 MINING_SCOPES = ("tower", "global")
+COLLAPSED_DISTANCE = 0.05
 _EPSILON = 1e-10
 
 
@@ -63,3 +64,29 @@ def mean_pair_distance(embeddings: tf.Tensor) -> tf.Tensor:
     num = tf.cast(tf.shape(embeddings)[0], embeddings.dtype)
     spread = tf.reduce_sum(tf.math.squared_difference(embeddings, tf.reduce_mean(embeddings, axis=0)))
     return tf.math.divide_no_nan(2.0 * spread, num - 1.0)
+
+
+def warn_of_collapse(alpha: float, soft_margin: bool = False) -> Callable[[dict], str | None]:
+    """A function of the metrics of a logged step: a line for the user when the network begins to collapse, else None.
+
+    Collapsed is a network whose pictures lie within a mean squared distance of ``COLLAPSED_DISTANCE`` of each other
+    (directions at random: 2). The loss, which is then near the margin, does not tell by itself: a healthy network's
+    batch-hard triplets come close to it too. One line for each time it begins.
+    """
+    still = "log 2 = 0.693" if soft_margin else f"alpha {alpha:g}"
+    collapsed = False
+
+    def watch(metrics: dict) -> str | None:
+        nonlocal collapsed
+        before, collapsed = collapsed, metrics.get("pair_distance", 2.0) < COLLAPSED_DISTANCE
+        if before or not collapsed:
+            return None
+        loss = "not finite" if metrics["loss"] is None else f"{metrics['loss']:.3f}"
+        return (
+            f"step {metrics['step']}: the embeddings collapse to one point: two pictures are "
+            f"{metrics['pair_distance']:.4f} apart (squared, 2 at random), the loss is {loss} and stays near {still}. "
+            "Try a lower --learning_rate, a longer --warmup_steps, --mining semihard in place of batch_hard, "
+            "or --pretrained_model with a softmax run"
+        )
+
+    return watch
