@@ -177,6 +177,21 @@ def test_single_tower_launcher_is_the_same_on_one(project):
     assert one == [*several[:at], "1", *several[at + 1 :]]
 
 
+@pytest.mark.parametrize(
+    ("launcher", "own"),
+    [
+        ("per_tower", ["--batch_mode", "per_tower", "--people_per_batch", "16", "--mining_scope", "tower"]),
+        ("split", ["--batch_mode", "split", "--mining_scope", "tower"]),
+    ],
+)
+def test_both_batch_modes_of_triplets_are_train_sh_with_options(project, launcher, own):
+    start(project, "train.sh", *own, "--seed", "7")
+    start(project, f"scripts/train_triplet_{launcher}.sh", "--seed", "7")
+    _, expected, _, found = calls(project)
+    assert found == expected
+    assert found[0] == "train_tripletloss.py"
+
+
 def test_all_gpus_are_taken_where_there_are_some(project, tmp_path):
     add_gpu(tmp_path)
     finish(project, "gpu")

@@ -44,6 +44,8 @@ def trained(faces, tmp_path_factory):
 def test_a_run_ends_with_a_validated_model(trained):
     run_dir, output = trained
     assert "Accuracy: " in output
+    assert "Recall@1: " in output
+    assert 0 <= metrics_of(run_dir, "validation")[-1]["lfw_recall_at_1"] <= 1
     assert (run_dir / "model" / "model.json").exists()
     lines = metrics_of(run_dir)
     assert lines[-1]["step"] == 30

@@ -15,6 +15,7 @@ from ..distribution import Towers
 from ..errors import BadData, UserError
 from ..evaluation.embedding import embed
 from ..evaluation.lfw import LfwPairs, read_pairs, resolve_pairs
+from ..evaluation.neighbours import recall_at_1
 from ..evaluation.verification import Verification, evaluate_pairs, report
 from ..summaries import RunLog
 
@@ -148,6 +149,9 @@ def pairs_validator(
 ) -> Callable[[RunLog, int], dict]:
     """Validation by pairs: metrics, a line of ``lfw_result.txt``, ``roc.png``, and TensorBoard's projector.
 
+    Beside the figures of the protocol: ``lfw_recall_at_1``, how often the nearest of the other pictures that the pairs
+    name shows the same person.
+
     Args:
       protocol: the other arguments of ``verify``.
     """
@@ -163,7 +167,12 @@ def pairs_validator(
         plots.roc(verification, log.run_dir / "roc.png")
         log.embeddings(embeddings, people)
         log.text("\n".join(report(verification).splitlines()[:2]))
-        return figures(verification)
+        metrics = figures(verification)
+        recall, queries = recall_at_1(embeddings, people)
+        if queries:
+            log.text(f"Recall@1: {recall:.5f} of {queries} pictures")
+            metrics["lfw_recall_at_1"] = recall
+        return metrics
 
     return validate
 
