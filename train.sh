@@ -16,7 +16,7 @@ recipe=(
   # 64 pixels are a third of the work of 112, and enough to tell these people apart.
   --network small --embedding_size 128 --image_size 64
   --random_crop --random_flip
-  # Many people with few pictures each: 128 negatives an anchor and tower count, taken from all towers.
+  # Many people with few pictures each: an anchor has 3 positives and 124 negatives, from all towers.
   --people_per_batch 32 --images_per_person 4 --sync_bn
   # Semi-hard: the hardest negatives of a network that knows nothing are its worst pictures; training on them collapses.
   --alpha 0.2 --mining semihard --mining_scope global

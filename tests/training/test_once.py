@@ -1,0 +1,75 @@
+"""A training picture is read once and goes through the network once, whatever is mined from it."""
+
+import threading
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from datasets.pictures import face, jpeg
+
+from towers.datasets.decoding import Quarantine
+from towers.datasets.folder import read_folder
+from towers.datasets.people import PeopleOrder
+from towers.datasets.pipeline import train_dataset
+from towers.losses.triplet import MINING_RULES
+from towers.training.triplets import make_objective
+
+
+class CountingSource:
+    """A source that keeps which records were read."""
+
+    def __init__(self, source):
+        self._source = source
+        self._lock = threading.Lock()
+        self.reads = []
+
+    def __len__(self):
+        return len(self._source)
+
+    def __getattr__(self, name):
+        return getattr(self._source, name)
+
+    def read(self, records):
+        with self._lock:
+            self.reads += [int(record) for record in records]
+        return self._source.read(records)
+
+
+def test_each_picture_of_a_batch_is_read_once(tmp_path):
+    for index in range(24):
+        path = tmp_path / f"P{index // 6}" / f"{index}.jpg"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(jpeg(face(index)))
+    source = CountingSource(read_folder(tmp_path))
+    order = PeopleOrder(source.labels, people_per_batch=4, images_per_person=2, seed=1)
+    dataset = train_dataset(
+        source,
+        order,
+        first_step=0,
+        global_batch=8,
+        towers=[0, 1],
+        num_towers=2,
+        load_size=16,
+        quarantine=Quarantine(source),
+        num_parallel_calls=1,
+    )
+    used = np.concatenate([element["record"] for element in dataset.take(12).as_numpy_iterator()])
+    assert len(used) == 48
+    # What follows was read ahead for batches that nobody took.
+    assert source.reads[:48] == used.tolist()
+
+
+@pytest.mark.parametrize("scope", ["tower", "global"])
+@pytest.mark.parametrize("mining", MINING_RULES)
+def test_the_network_sees_the_batch_once(mining, scope):
+    calls = []
+
+    def network(inputs, training):
+        calls.append(inputs)
+        return inputs
+
+    embeddings = tf.random.stateless_normal([6, 4], [1, 2])
+    objective = make_objective(lambda batch: embeddings, mining=mining, mining_scope=scope, alpha=0.2)
+    objective(network, {"label": tf.constant([0, 0, 1, 1, 2, 2], tf.int64), "position": tf.range(6, dtype=tf.int64)})
+    assert len(calls) == 1
+    assert calls[0] is embeddings
