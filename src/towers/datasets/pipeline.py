@@ -4,10 +4,10 @@ dataset = train_dataset(source, Order(len(source), seed), first_step=0, global_b
                         num_towers=2, load_size=112, quarantine=Quarantine(source))
 """
 
+import math
 import os
 from collections.abc import Sequence
 
-import cv2
 import numpy as np
 import tensorflow as tf
 
@@ -92,108 +92,52 @@ def evaluation_dataset(
 def _batches(elements, positions_of, records_of, source, batch, load_size, quarantine, num_parallel_calls):
     """Map element numbers to batches, several at a time, in order."""
     pictures = _Pictures(source, load_size, quarantine)
-    # Two a core: while one batch is read under Python's lock, another is decoded.
-    calls = num_parallel_calls or 2 * len(os.sched_getaffinity(0))
+    # One a core: with more, threads wait for Python's lock in turn, which costs more than it hides.
+    calls = num_parallel_calls or max(2, len(os.sched_getaffinity(0)))
 
-    def locate(element: tf.Tensor) -> dict[str, tf.Tensor]:
+    def load(element: tf.Tensor) -> dict[str, tf.Tensor]:
         positions = tf.ensure_shape(positions_of(element), [batch])
-        return {"record": tf.ensure_shape(records_of(positions), [batch]), "position": positions}
-
-    def fast(located: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        image, label = pictures.decode_in_graph(located["record"])
-        return {"image": image, "label": label, **located}
-
-    def careful(located: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        image, label = pictures.decode_one_by_one(located["record"])
-        return {"image": image, "label": label, **located}
-
-    def batch_of(located: dict[str, tf.Tensor]) -> tf.data.Dataset:
-        # One picture that TensorFlow's decoder refuses fails the whole batch: it is then made once more, with care.
-        one = tf.data.Dataset.from_tensors(located)
-        return one.map(fast).ignore_errors().concatenate(one.map(careful)).take(1)
+        records = tf.ensure_shape(records_of(positions), [batch])
+        # One call a batch: OpenCV decodes without Python's lock, and calls cost more than the lines between them.
+        image, label = tf.numpy_function(pictures.load, [records], [tf.uint8, tf.int64], stateful=False)
+        return {
+            "image": tf.ensure_shape(image, [batch, load_size, load_size, 3]),
+            "label": tf.ensure_shape(label, [batch]),
+            "record": records,
+            "position": positions,
+        }
 
     options = tf.data.Options()
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
     options.deterministic = True
-    return (
-        elements.map(locate)
-        .interleave(batch_of, cycle_length=calls, block_length=1, num_parallel_calls=calls, deterministic=True)
-        .with_options(options)
-    )
+    # Threads of its own: TensorFlow's, one a core, also compute the step.
+    options.threading.private_threadpool_size = calls
+    return elements.map(load, num_parallel_calls=calls, deterministic=True).with_options(options)
 
 
 class _Pictures:
-    """Reads and decodes the pictures of one source.
-
-    Which decoder a picture gets depends on the picture alone, so its pixels never depend on its batch: a plain JPEG of
-    the right size is TensorFlow's, decoded in the graph without Python's lock; everything else is OpenCV's.
-    """
+    """Reads and decodes the pictures of one source. A picture's pixels never depend on its batch."""
 
     def __init__(self, source, load_size: int, quarantine: Quarantine):
         self.source = source
         self.load_size = load_size
         self.quarantine = quarantine
-        black = np.zeros((load_size, load_size, 3), np.uint8)
-        self.placeholder = cv2.imencode(".jpg", black)[1].tobytes()
+        self._memory = _KeptMemory()
 
-    def decode_in_graph(self, records: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Records int64 [b] -> image uint8 [b, L, L, 3], label int64 [b]; fails where a plain JPEG is broken."""
-        (batch,) = records.shape
-        encoded, slots, pixels, labels = tf.numpy_function(
-            self.prepare, [records], [tf.string, tf.int64, tf.uint8, tf.int64], stateful=False
-        )
-        pixels = tf.ensure_shape(pixels, [None, self.load_size, self.load_size, 3])
-        slots = tf.ensure_shape(slots, [None])
-        encoded = tf.unstack(tf.ensure_shape(encoded, [batch]))
-
-        def plain() -> tf.Tensor:
-            # Unrolled: tf.map_fn costs 20 microseconds a picture, a fifth of decoding one.
-            return tf.stack([self._decode_jpeg(jpeg) for jpeg in encoded])
-
-        def mixed() -> tf.Tensor:
-            return tf.cond(
-                tf.size(slots) == batch,
-                lambda: pixels,
-                lambda: tf.tensor_scatter_nd_update(plain(), slots[:, None], pixels),
-            )
-
-        # Where all are plain, the usual case, the batch is not copied once more.
-        image = tf.cond(tf.size(slots) == 0, plain, mixed)
-        return tf.ensure_shape(image, [batch, *pixels.shape[1:]]), tf.ensure_shape(labels, [batch])
-
-    def decode_one_by_one(self, records: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """The same for any pictures: records int64 [b] -> image uint8 [b, L, L, 3], label int64 [b]."""
-        (batch,) = records.shape
-        image, labels = tf.numpy_function(self.load_all, [records], [tf.uint8, tf.int64], stateful=False)
-        return tf.ensure_shape(image, [batch, self.load_size, self.load_size, 3]), tf.ensure_shape(labels, [batch])
-
-    def prepare(self, records: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Encoded plain JPEGs [b]; for the other pictures slots [m] and pixels [m, L, L, 3]; labels [b]."""
-        encoded = np.full(len(records), self.placeholder, object)
+    def load(self, records: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Records [b] -> pixels uint8 [b, L, L, 3], labels int64 [b]; broken pictures replaced, -1 is black."""
+        pixels = self._memory.empty((len(records), self.load_size, self.load_size, 3))
         labels = np.zeros(len(records), np.int64)
-        slots, pixels = [], []
         try:
-            used = [self.quarantine.stand_in(record) for record in records.tolist()]
-            for slot, (record, data) in enumerate(zip(used, self._read(used), strict=True)):
-                if data is not None and self._is_plain(data):
-                    encoded[slot], labels[slot] = data, self.source.labels[record]
+            wanted = [self.quarantine.stand_in(record) for record in records.tolist()]
+            for slot, (record, encoded) in enumerate(zip(wanted, self._read(wanted), strict=True)):
+                if record < 0:
+                    pixels[slot] = 0
                 else:
-                    picture, labels[slot] = self._load(record, data)
-                    slots.append(slot)
-                    pixels.append(picture)
+                    pixels[slot], labels[slot] = self._load(record, encoded)
         except Exception as error:
             self.quarantine.fail(error)
-            return encoded, np.arange(len(records)), self._black(len(records)), np.zeros(len(records), np.int64)
-        return encoded, np.array(slots, np.int64), np.stack(pixels) if pixels else self._black(0), labels
-
-    def load_all(self, records: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Records [b] -> pixels uint8 [b, L, L, 3], labels int64 [b], with each broken picture replaced."""
-        pixels, labels = self._black(len(records)), np.zeros(len(records), np.int64)
-        try:
-            for slot, record in enumerate(records.tolist()):
-                pixels[slot], labels[slot] = self._load(self.quarantine.stand_in(record), None)
-        except Exception as error:
-            self.quarantine.fail(error)
+            pixels[:], labels[:] = 0, 0
         return pixels, labels
 
     def _read(self, records: list[int]) -> list[bytes | None]:
@@ -207,13 +151,12 @@ class _Pictures:
 
     def _load(self, record: int, encoded: bytes | None) -> tuple[np.ndarray, int]:
         """Pixels [L, L, 3] and label of a record, or of the next readable one. BadData where none is near."""
-        if record < 0:
-            return self._black(1)[0], 0
         for distance in range(min(MAX_NEIGHBOURS, len(self.source))):
             candidate = (record + distance) % len(self.source)
             try:
                 data = encoded if distance == 0 and encoded is not None else self.source.read([candidate])[0]
-                picture = self._decode(data)
+                read_header(data)
+                picture = fit(decode(data), self.load_size)
             except BadPicture as error:
                 self.quarantine.add(candidate, str(error))
             except OSError as error:
@@ -227,27 +170,35 @@ class _Pictures:
             f"{self.quarantine.first_paths(10)}; repair or remove them"
         )
 
-    def _is_plain(self, encoded: bytes) -> bool:
+
+class _KeptMemory:
+    """Batches in memory that was used before: having the system clear fresh pages costs a fifth of decoding a batch."""
+
+    ALIGNMENT = 64  # TensorFlow copies what is aligned less.
+
+    def __init__(self):
+        self._free: dict[int, list[np.ndarray]] = {}
+
+    def empty(self, shape: tuple[int, ...]) -> np.ndarray:
+        """uint8 of this shape, contents undefined. The memory comes back when no array and no tensor looks at it."""
+        size = math.prod(shape)
+        free = self._free.setdefault(size, [])
         try:
-            header = read_header(encoded)
-        except BadPicture:
-            return False
-        return header.plain and header.height == header.width == self.load_size
+            block = free.pop()
+        except IndexError:
+            block = np.empty(size + self.ALIGNMENT, np.uint8)
+            start = -block.ctypes.data % self.ALIGNMENT
+            block = block[start : start + size]
+        return np.asarray(_Loan(block, free)).reshape(shape)
 
-    def _decode(self, encoded: bytes) -> np.ndarray:
-        read_header(encoded)
-        if not self._is_plain(encoded):
-            return fit(decode(encoded), self.load_size)
-        try:
-            with tf.device("/CPU:0"):
-                return self._decode_jpeg(encoded).numpy()
-        except tf.errors.InvalidArgumentError as error:
-            raise BadPicture("does not decode: broken or cut") from error
 
-    def _decode_jpeg(self, encoded: tf.Tensor | bytes) -> tf.Tensor:
-        # INTEGER_ACCURATE is what OpenCV uses; TensorFlow's default differs by up to 11 levels and is not faster.
-        picture = tf.io.decode_jpeg(encoded, channels=3, dct_method="INTEGER_ACCURATE")
-        return tf.ensure_shape(picture, [self.load_size, self.load_size, 3])
+class _Loan:
+    """Keeps a block out of the free ones: NumPy holds this object as long as any array looks at the block."""
 
-    def _black(self, count: int) -> np.ndarray:
-        return np.zeros((count, self.load_size, self.load_size, 3), np.uint8)
+    def __init__(self, block: np.ndarray, free: list[np.ndarray]):
+        self.__array_interface__ = block.__array_interface__
+        self._block = block
+        self._free = free
+
+    def __del__(self):
+        self._free.append(self._block)
