@@ -194,15 +194,15 @@ def test_odd_pictures_have_the_same_pixels_in_any_batch(odd_source):
 
 def test_memory_is_used_again_only_when_nothing_looks_at_it(source):
     pictures = pipeline._Pictures(source, SIZE, Quarantine(source))
-    first, _ = pictures.load(np.arange(4))
+    first, _ = pictures.load(np.arange(4), np.arange(4))
     place, contents, view = first.ctypes.data, first.copy(), first[1:, ::2]
     assert place % 64 == 0
     del first
-    second, _ = pictures.load(np.arange(4, 8))
+    second, _ = pictures.load(np.arange(4, 8), np.arange(4))
     assert second.ctypes.data != place
     assert np.array_equal(view, contents[1:, ::2])
     del view
-    third, _ = pictures.load(np.arange(8, 12))
+    third, _ = pictures.load(np.arange(8, 12), np.arange(4))
     assert third.ctypes.data == place
 
 

@@ -28,10 +28,11 @@ class BadPicture(ValueError):
 
 @dataclass(frozen=True)
 class Header:
-    """Size in pixels as stored, before an EXIF turn."""
+    """Size in pixels as stored, before an EXIF turn, and which of the two formats."""
 
     height: int
     width: int
+    is_jpeg: bool
 
 
 def read_header(encoded: bytes) -> Header:
@@ -69,6 +70,11 @@ def decode(encoded: bytes) -> np.ndarray:
     if picture is None:
         raise BadPicture("does not decode: broken or cut")
     return picture
+
+
+def has_exif(encoded: bytes) -> bool:
+    """Whether a JPEG may hold an orientation; also true for one with such bytes among others."""
+    return encoded.find(b"Exif\0\0", 0, encoded.find(b"\xff\xda")) >= 0
 
 
 def fit(picture: np.ndarray, load_size: int) -> np.ndarray:
@@ -156,7 +162,7 @@ def _jpeg_header(encoded: bytes) -> Header:
     baseline = marker == _BASELINE and precision == 8 and components in (1, 3)
     if not baseline and encoded.count(b"\xff\xda", place) > MAX_JPEG_SCANS:
         raise BadPicture(f"JPEG of more than {MAX_JPEG_SCANS} scans")
-    return Header(height, width)
+    return Header(height, width, is_jpeg=True)
 
 
 def _find_segment(encoded: bytes, place: int, markers: frozenset[int]) -> int:
@@ -185,4 +191,4 @@ def _png_header(encoded: bytes) -> Header:
         raise BadPicture("broken PNG header")
     if encoded.rfind(b"IEND") < 0:
         raise BadPicture("cut: PNG without an end chunk")
-    return Header(height, width)
+    return Header(height, width, is_jpeg=False)

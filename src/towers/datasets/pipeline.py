@@ -12,6 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from ..errors import BadData
+from .cropping import RandomResizedCrop
 from .decoding import BadPicture, Quarantine, decode, fit, read_header
 
 MAX_NEIGHBOURS = 100
@@ -27,13 +28,15 @@ def train_dataset(
     num_towers: int,
     load_size: int,
     quarantine: Quarantine,
+    crop: RandomResizedCrop | None = None,
     num_parallel_calls: int | None = None,
 ) -> tf.data.Dataset:
     """Endless batches from `first_step` on, one element for each local tower in turn.
 
     Tower r gets positions [sB + rb, sB + (r+1)b) at step s, with b = B / num_towers; `order.records` says which record
     lies at a position. An element is a dict of image uint8 [b, L, L, 3] with L = load_size, label int64 [b],
-    record int64 [b], position int64 [b]. Elements and their order depend on the arguments only, not on threads.
+    record int64 [b], position int64 [b]. With `crop`, L = crop.size, and position decides what of a picture is taken.
+    Elements and their order depend on the arguments only, not on threads.
 
     A picture that cannot be read is replaced by the next readable record, with that one's label; `record` stays
     what was asked for. `quarantine.check` tells how many there were.
@@ -52,9 +55,8 @@ def train_dataset(
         return tf.numpy_function(order.records, [positions], tf.int64, stateful=False)
 
     elements = tf.data.Dataset.counter(dtype=tf.int64)
-    return _batches(
-        elements, positions_of, records_of, source, batch, load_size, quarantine, num_parallel_calls
-    ).prefetch(2 * len(towers))
+    pictures = _Pictures(source, load_size, quarantine, crop)
+    return _batches(elements, positions_of, records_of, pictures, batch, num_parallel_calls).prefetch(2 * len(towers))
 
 
 def evaluation_dataset(
@@ -84,14 +86,12 @@ def evaluation_dataset(
         return tf.where(positions < num_records, positions, tf.constant(-1, tf.int64))
 
     elements = tf.data.Dataset.range(-(-num_records // global_batch) * len(towers))
-    return _batches(
-        elements, positions_of, records_of, source, batch, load_size, quarantine, num_parallel_calls
-    ).prefetch(2 * len(towers))
-
-
-def _batches(elements, positions_of, records_of, source, batch, load_size, quarantine, num_parallel_calls):
-    """Map element numbers to batches, several at a time, in order."""
     pictures = _Pictures(source, load_size, quarantine)
+    return _batches(elements, positions_of, records_of, pictures, batch, num_parallel_calls).prefetch(2 * len(towers))
+
+
+def _batches(elements, positions_of, records_of, pictures, batch, num_parallel_calls):
+    """Map element numbers to batches, several at a time, in order."""
     # One a core: with more, threads wait for Python's lock in turn, which costs more than it hides.
     calls = num_parallel_calls or max(2, len(os.sched_getaffinity(0)))
 
@@ -99,9 +99,9 @@ def _batches(elements, positions_of, records_of, source, batch, load_size, quara
         positions = tf.ensure_shape(positions_of(element), [batch])
         records = tf.ensure_shape(records_of(positions), [batch])
         # One call a batch: OpenCV decodes without Python's lock, and calls cost more than the lines between them.
-        image, label = tf.numpy_function(pictures.load, [records], [tf.uint8, tf.int64], stateful=False)
+        image, label = tf.numpy_function(pictures.load, [records, positions], [tf.uint8, tf.int64], stateful=False)
         return {
-            "image": tf.ensure_shape(image, [batch, load_size, load_size, 3]),
+            "image": tf.ensure_shape(image, [batch, pictures.size, pictures.size, 3]),
             "label": tf.ensure_shape(label, [batch]),
             "record": records,
             "position": positions,
@@ -118,23 +118,28 @@ def _batches(elements, positions_of, records_of, source, batch, load_size, quara
 class _Pictures:
     """Reads and decodes the pictures of one source. A picture's pixels never depend on its batch."""
 
-    def __init__(self, source, load_size: int, quarantine: Quarantine):
+    def __init__(self, source, load_size: int, quarantine: Quarantine, crop: RandomResizedCrop | None = None):
         self.source = source
-        self.load_size = load_size
+        self.size = load_size if crop is None else crop.size
+        self.crop = crop
         self.quarantine = quarantine
         self._memory = _KeptMemory()
 
-    def load(self, records: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Records [b] -> pixels uint8 [b, L, L, 3], labels int64 [b]; broken pictures replaced, -1 is black."""
-        pixels = self._memory.empty((len(records), self.load_size, self.load_size, 3))
+    def load(self, records: np.ndarray, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Records and positions [b] -> pixels uint8 [b, L, L, 3], labels int64 [b].
+
+        Broken pictures are replaced; record -1 is black.
+        """
+        pixels = self._memory.empty((len(records), self.size, self.size, 3))
         labels = np.zeros(len(records), np.int64)
         try:
+            draws = [None] * len(records) if self.crop is None else self.crop.draws(positions)
             wanted = [self.quarantine.stand_in(record) for record in records.tolist()]
             for slot, (record, encoded) in enumerate(zip(wanted, self._read(wanted), strict=True)):
                 if record < 0:
                     pixels[slot] = 0
                 else:
-                    pixels[slot], labels[slot] = self._load(record, encoded)
+                    pixels[slot], labels[slot] = self._load(record, encoded, draws[slot])
         except Exception as error:
             self.quarantine.fail(error)
             pixels[:], labels[:] = 0, 0
@@ -149,14 +154,13 @@ class _Pictures:
             return [None] * len(records)
         return [next(encoded) if record >= 0 else None for record in records]
 
-    def _load(self, record: int, encoded: bytes | None) -> tuple[np.ndarray, int]:
+    def _load(self, record: int, encoded: bytes | None, draws: np.ndarray | None) -> tuple[np.ndarray, int]:
         """Pixels [L, L, 3] and label of a record, or of the next readable one. BadData where none is near."""
         for distance in range(min(MAX_NEIGHBOURS, len(self.source))):
             candidate = (record + distance) % len(self.source)
             try:
                 data = encoded if distance == 0 and encoded is not None else self.source.read([candidate])[0]
-                read_header(data)
-                picture = fit(decode(data), self.load_size)
+                picture = self._decode(data) if self.crop is None else self.crop.load(data, draws)
             except BadPicture as error:
                 self.quarantine.add(candidate, str(error))
             except OSError as error:
@@ -169,6 +173,10 @@ class _Pictures:
             f"{self.source.where(record)}: neither it nor any of the pictures after it can be read: "
             f"{self.quarantine.first_paths(10)}; repair or remove them"
         )
+
+    def _decode(self, encoded: bytes) -> np.ndarray:
+        read_header(encoded)
+        return fit(decode(encoded), self.size)
 
 
 class _KeptMemory:
