@@ -2,7 +2,7 @@
 
 import struct
 import threading
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -26,8 +26,7 @@ class BadPicture(ValueError):
     """A picture that cannot be used; the message is the reason."""
 
 
-@dataclass(frozen=True)
-class Header:
+class Header(NamedTuple):
     """Size in pixels as stored, before an EXIF turn, and which of the two formats."""
 
     height: int
@@ -83,6 +82,8 @@ def fit(picture: np.ndarray, load_size: int) -> np.ndarray:
     Shrinks by area and enlarges bilinearly. The square is cut first: a strip of 1 x 16 M pixels stays small.
     """
     height, width = picture.shape[:2]
+    if height == width == load_size:
+        return picture
     side = min(height, width)
     top, left = (height - side) // 2, (width - side) // 2
     square = picture[top : top + side, left : left + side]

@@ -42,7 +42,7 @@ class Source:
 
     def where(self, record: int) -> str:
         """The path of a record, for messages and for reading."""
-        return os.path.join(self.root, self.files[record])
+        return f"{self.root}/{self.files[record]}"
 
     def subset(self, records: Sequence[int] | np.ndarray) -> "Source":
         """Only these records, in this order; classes without a record are dropped and the rest renumbered in order."""

@@ -73,7 +73,12 @@ def training_pictures(
 
 
 def load_size(
-    *, load_size: int | None, image_size: int, random_crop: bool, random_resized_crop: bool, random_color: float
+    *,
+    load_size: int | None,
+    image_size: int,
+    random_crop: bool,
+    random_resized_crop: bool = False,
+    random_color: float = 0.0,
 ) -> int:
     """Side in pixels that pictures are brought to before the crop to ``image_size``.
 

@@ -72,7 +72,7 @@ def train(
     clip_norm: float,
     moving_average_decay: float,
     load_size: int,
-    crop: RandomResizedCrop | None,
+    crop: RandomResizedCrop | None = None,
     float16: bool,
     validators: Iterable[Callable[[RunLog, int], dict]],
     options: dict,
