@@ -43,7 +43,7 @@ def main(arguments) -> None:
 
     sizes = {
         "image_size": arguments.image_size,
-        "load_size": pictures.load_size(**pick("load_size image_size random_crop")),
+        "load_size": pictures.load_size(**pick(pictures.LOAD_OPTIONS)),
     }
     network_arguments = run.network_arguments(**pick(run.NETWORK_OPTIONS))
     with towers.scope():
@@ -83,6 +83,7 @@ def main(arguments) -> None:
         other_state=head.variables() | (centers.variables() if arguments.center_loss_factor else {}),
         learning_rate=learning_rate,
         load_size=sizes["load_size"],
+        crop=pictures.resized_crop(**pick(pictures.CROP_OPTIONS)),
         float16=arguments.precision == "float16",
         validators=validators,
         options=options.recorded(arguments),

@@ -143,6 +143,16 @@ def add_data(parser: Parser) -> None:
         "(default: --image_size, or 182/160 of it with --random_crop)",
     )
     group.add_argument("--random_crop", action="store_true", help="crop at random; the centre is cropped otherwise")
+    group.add_argument(
+        "--random_resized_crop",
+        action="store_true",
+        help="train on a random rectangle of each picture (aspect 3:4 to 4:3), resized to --image_size; validation "
+        "crops the centre of --load_size (default then: 256/224 of --image_size)",
+    )
+    group.add_argument("--min_crop_area", type=float, default=0.08, help="its least share of the picture, up to 1")
+    group.add_argument(
+        "--random_color", type=float, default=0.0, help="brightness, contrast, saturation by factors 1 +- this, 0 to 1"
+    )
     group.add_argument("--random_flip", action="store_true", help="mirror half of the pictures")
     group.add_argument("--random_rotate", action="store_true", help="rotate by up to 10 degrees either way")
     group.add_argument(

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from towers.datasets.augmentation import augment, centre_crop, uniform
+from towers.datasets.augmentation import augment, centre_crop, jitter_color, uniform
 
 PLAIN = {"random_crop": False, "random_flip": False, "random_rotate": False}
 
@@ -167,3 +167,35 @@ def test_shapes_are_static_in_a_graph():
 def test_a_crop_larger_than_the_picture():
     with pytest.raises(ValueError, match="image_size 11 is larger than the pictures loaded, 10 x 10"):
         centre_crop(coordinates(1, 10), 11)
+
+
+def reference_jitter(picture, position, seed, strength):
+    factors = [1 + strength * (2 * reference_hash(seed, position, n) - 1) for n in (4, 5, 6)]
+    pixels = picture.astype(np.float64) * factors[0]
+    mean = np.mean([0.299 * r + 0.587 * g + 0.114 * b for r, g, b in pixels.reshape(-1, 3)])
+    pixels = mean + factors[1] * (pixels - mean)
+    for row in pixels:
+        for pixel in row:
+            grey = 0.299 * pixel[0] + 0.587 * pixel[1] + 0.114 * pixel[2]
+            pixel[:] = grey + factors[2] * (pixel - grey)
+    return np.clip(pixels, 0, 255)
+
+
+@pytest.mark.parametrize("strength", [0.4, 1.0])
+def test_color_equals_a_slow_loop(strength):
+    images = np.random.default_rng(0).integers(0, 256, (12, 7, 9, 3), np.uint8)
+    positions = np.array([*range(11), 2**40 + 1])
+    result = jitter_color(tf.constant(images), tf.constant(positions, tf.int64), seed=8, strength=strength)
+    assert result.dtype == tf.uint8
+    for picture, position, changed in zip(images, positions.tolist(), result.numpy(), strict=True):
+        assert np.abs(changed - reference_jitter(picture, position, 8, strength)).max() <= 0.51
+    assert len({(a.astype(int) - b).tobytes() for a, b in zip(images, result.numpy(), strict=True)}) == 12
+
+
+def test_color_follows_crop_and_flip():
+    images, positions = coordinates(6, 9), tf.range(6, dtype=tf.int64)
+    arguments = {"seed": 1, "image_size": 5, "random_crop": True, "random_flip": True, "random_rotate": False}
+    plain = augment(images, positions, **arguments)
+    changed = augment(images, positions, **arguments, random_color=0.5)
+    assert np.array_equal(changed, jitter_color(plain, positions, seed=1, strength=0.5))
+    assert not np.array_equal(changed, plain)

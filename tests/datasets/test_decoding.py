@@ -7,8 +7,7 @@ from datasets.pictures import BROKEN, CMYK_JPEG, face, jpeg, png, png_bomb, with
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from towers.datasets import decoding
-from towers.datasets.decoding import BadPicture, Quarantine, decode, fit, read_header
+from towers.datasets.decoding import BadPicture, Header, Quarantine, decode, fit, read_header
 from towers.datasets.folder import PathSource
 from towers.errors import BadData
 
@@ -55,18 +54,18 @@ def test_a_jpeg_of_endless_scans_is_refused():
         read_header(progressive[:last] + progressive[last:-2] * 101 + b"\xff\xd9")
 
 
-def test_which_pictures_are_plain():
-    colour = jpeg(face(0))
-    assert read_header(colour) == decoding.Header(16, 16, plain=True)
-    assert read_header(jpeg(face(0, 20, 30)[..., 0])) == decoding.Header(20, 30, plain=True)
+def test_sizes_are_read_from_headers():
+    colour = jpeg(face(0, 20, 30))
+    assert read_header(jpeg(face(0, 20, 30)[..., 0])) == Header(20, 30, is_jpeg=True)
     for encoded in (
-        jpeg(face(0), cv2.IMWRITE_JPEG_PROGRESSIVE, 1),
+        colour,
+        jpeg(face(0, 20, 30), cv2.IMWRITE_JPEG_PROGRESSIVE, 1),
         with_orientation(colour, 6),
         colour + b"trailing",
-        CMYK_JPEG,
-        cv2.imencode(".png", face(0))[1].tobytes(),
     ):
-        assert not read_header(encoded).plain
+        assert read_header(encoded) == Header(20, 30, is_jpeg=True)
+    assert read_header(cv2.imencode(".png", face(0, 20, 30))[1].tobytes()) == Header(20, 30, is_jpeg=False)
+    assert read_header(CMYK_JPEG) == Header(16, 16, is_jpeg=True)
 
 
 def test_bytes_after_the_end_are_accepted():
@@ -76,7 +75,7 @@ def test_bytes_after_the_end_are_accepted():
 
 def test_fill_bytes_between_segments_are_accepted():
     colour = jpeg(face(3))
-    assert read_header(colour[:2] + b"\xff\xff" + colour[2:]).plain
+    assert read_header(colour[:2] + b"\xff\xff" + colour[2:]) == Header(16, 16, is_jpeg=True)
 
 
 def test_a_cut_picture_with_a_whole_thumbnail_is_refused():
@@ -84,6 +83,15 @@ def test_a_cut_picture_with_a_whole_thumbnail_is_refused():
     whole = jpeg(face(4))
     with pytest.raises(BadPicture, match="cut: JPEG without an end marker"):
         read_header(whole[:2] + thumbnail + whole[2:-10])
+
+
+def test_a_cut_picture_with_a_whole_thumbnail_behind_its_frame_is_refused():
+    thumbnail = b"\xff\xe1" + (2 + 6 + 4).to_bytes(2, "big") + b"Other\0" + b"\xff\xd8\xff\xd9"
+    whole = jpeg(face(4))
+    scan = whole.index(b"\xff\xda")
+    assert read_header(whole[:scan] + thumbnail + whole[scan:] + b"trailing") == Header(16, 16, is_jpeg=True)
+    with pytest.raises(BadPicture, match="cut: JPEG without an end marker"):
+        read_header(whole[:scan] + thumbnail + whole[scan:-10])
 
 
 @pytest.mark.parametrize("orientation", ORIENTATIONS)

@@ -192,12 +192,29 @@ def test_odd_pictures_have_the_same_pixels_in_any_batch(odd_source):
     assert quarantine.bad == {}
 
 
-def test_a_batch_of_plain_pictures_never_takes_the_slow_way(source, monkeypatch):
-    monkeypatch.setattr(pipeline._Pictures, "load_all", lambda *_: pytest.fail("slow way"))
-    monkeypatch.setattr(pipeline, "decode", lambda *_: pytest.fail("decoded by OpenCV"))
-    quarantine = Quarantine(source)
-    train(source, 5, quarantine=quarantine)
-    quarantine.check(0.0)
+def test_memory_is_used_again_only_when_nothing_looks_at_it(source):
+    pictures = pipeline._Pictures(source, SIZE, Quarantine(source))
+    first, _ = pictures.load(np.arange(4), np.arange(4))
+    place, contents, view = first.ctypes.data, first.copy(), first[1:, ::2]
+    assert place % 64 == 0
+    del first
+    second, _ = pictures.load(np.arange(4, 8), np.arange(4))
+    assert second.ctypes.data != place
+    assert np.array_equal(view, contents[1:, ::2])
+    del view
+    third, _ = pictures.load(np.arange(8, 12), np.arange(4))
+    assert third.ctypes.data == place
+
+
+def test_batches_that_are_kept_stay_as_they_are(source):
+    dataset = train_dataset(
+        source, Order(22, 3), first_step=0, global_batch=8, towers=[0], num_towers=1, load_size=SIZE,
+        quarantine=Quarantine(source),
+    )  # fmt: skip
+    kept = list(dataset.take(30))
+    every = pixels(source, np.arange(22))
+    for element in kept:
+        assert np.array_equal(element["image"], every[element["record"]])
 
 
 def test_bad_pictures_are_replaced_by_the_next_and_change_nothing_else(tmp_path):

@@ -7,7 +7,9 @@ import tensorflow as tf
 from ..hashing import keyed_hash
 
 MAX_ROTATION_DEGREES = 10.0
-_ROW, _COLUMN, _FLIP, _ROTATION = range(4)
+_ROW, _COLUMN, _FLIP, _ROTATION, _BRIGHTNESS, _CONTRAST, _SATURATION = range(7)
+# Of red, green and blue in brightness: ITU-R BT.601.
+_LUMA = (0.299, 0.587, 0.114)
 
 
 def augment(
@@ -19,12 +21,14 @@ def augment(
     random_crop: bool,
     random_flip: bool,
     random_rotate: bool,
+    random_color: float = 0.0,
 ) -> tf.Tensor:
     """Crop, mirror and rotate each picture by draws keyed by its position in the stream.
 
     images: uint8 [b, L, L, 3], L >= image_size; positions: int64 [b]. Returns uint8 [b, image_size, image_size, 3].
     Without random_crop the centre is cut. Rotation is uniform within 10 degrees about the middle of the crop, bilinear,
-    taking from around the crop what it needs and mirroring at the picture's border. Options as facenet's.
+    taking from around the crop what it needs and mirroring at the picture's border. Options as facenet's;
+    random_color is the strength of `jitter_color`.
     """
     top, left = _corner(images, image_size)
     if random_crop:
@@ -32,10 +36,34 @@ def augment(
         top = _choice(seed, positions, _ROW, choices)
         left = _choice(seed, positions, _COLUMN, choices)
     flip = uniform(seed, positions, _FLIP) < 0.5 if random_flip else tf.zeros_like(positions, tf.bool)
-    if not random_rotate:
-        return _take(images, top, left, flip, image_size)
-    angle = (2.0 * uniform(seed, positions, _ROTATION) - 1.0) * math.radians(MAX_ROTATION_DEGREES)
-    return _rotate(images, top, left, flip, angle, image_size)
+    if random_rotate:
+        angle = (2.0 * uniform(seed, positions, _ROTATION) - 1.0) * math.radians(MAX_ROTATION_DEGREES)
+        images = _rotate(images, top, left, flip, angle, image_size)
+    else:
+        images = _take(images, top, left, flip, image_size)
+    return jitter_color(images, positions, seed=seed, strength=random_color) if random_color else images
+
+
+def jitter_color(images: tf.Tensor, positions: tf.Tensor, *, seed: int, strength: float) -> tf.Tensor:
+    """Brightness, then contrast, then saturation, each by a factor uniform in [1 - strength, 1 + strength).
+
+    images: uint8 RGB [b, H, W, 3]; positions: int64 [b]; 0 <= strength <= 1. Returns uint8. Brightness multiplies;
+    contrast moves away from or to the picture's mean grey, saturation from or to each pixel's grey (BT.601).
+    """
+    brightness, contrast, saturation = (
+        (1.0 + strength * (2.0 * uniform(seed, positions, n) - 1.0))[:, None, None, None]
+        for n in (_BRIGHTNESS, _CONTRAST, _SATURATION)
+    )
+    pixels = tf.cast(images, tf.float32) * brightness
+    mean = tf.reduce_mean(_grey(pixels), axis=(1, 2, 3), keepdims=True)
+    pixels = mean + (pixels - mean) * contrast
+    grey = _grey(pixels)
+    pixels = grey + (pixels - grey) * saturation
+    return tf.cast(tf.round(tf.clip_by_value(pixels, 0.0, 255.0)), images.dtype)
+
+
+def _grey(pixels: tf.Tensor) -> tf.Tensor:
+    return tf.reduce_sum(pixels * _LUMA, axis=-1, keepdims=True)
 
 
 def centre_crop(images: tf.Tensor, image_size: int) -> tf.Tensor:

@@ -2,7 +2,7 @@
 
 import struct
 import threading
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -18,20 +18,20 @@ PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 _START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _BASELINE = 0xC0
 _START_OF_SCAN = 0xDA
-_APP1 = 0xE1
+_FRAME_OR_SCAN = _START_OF_FRAME | {_START_OF_SCAN}
+_FRAME = struct.Struct(">BHHB")
 
 
 class BadPicture(ValueError):
     """A picture that cannot be used; the message is the reason."""
 
 
-@dataclass(frozen=True)
-class Header:
-    """Size in pixels, and whether the picture is a whole baseline JPEG, grey or three components, without EXIF."""
+class Header(NamedTuple):
+    """Size in pixels as stored, before an EXIF turn, and which of the two formats."""
 
     height: int
     width: int
-    plain: bool
+    is_jpeg: bool
 
 
 def read_header(encoded: bytes) -> Header:
@@ -71,12 +71,19 @@ def decode(encoded: bytes) -> np.ndarray:
     return picture
 
 
+def has_exif(encoded: bytes) -> bool:
+    """Whether a JPEG may hold an orientation; also true for one with such bytes among others."""
+    return encoded.find(b"Exif\0\0", 0, encoded.find(b"\xff\xda")) >= 0
+
+
 def fit(picture: np.ndarray, load_size: int) -> np.ndarray:
     """Shorter side to load_size, centre square of it. uint8 [H, W, 3] -> uint8 [load_size, load_size, 3].
 
     Shrinks by area and enlarges bilinearly. The square is cut first: a strip of 1 x 16 M pixels stays small.
     """
     height, width = picture.shape[:2]
+    if height == width == load_size:
+        return picture
     side = min(height, width)
     top, left = (height - side) // 2, (width - side) // 2
     square = picture[top : top + side, left : left + side]
@@ -139,39 +146,41 @@ class Quarantine:
 
 
 def _jpeg_header(encoded: bytes) -> Header:
-    size, baseline, exif, place = None, False, False, 2
     try:
-        while True:
-            if encoded[place] != 0xFF:
-                raise BadPicture("broken JPEG header")
-            marker = encoded[place + 1]
-            if marker == 0xFF:
-                place += 1
-                continue
-            if marker == _START_OF_SCAN:
-                break
-            length = encoded[place + 2] << 8 | encoded[place + 3]
-            if length < 2:
-                raise BadPicture("broken JPEG header")
-            if marker in _START_OF_FRAME:
-                precision, height, width, components = struct.unpack_from(">BHHB", encoded, place + 4)
-                size = height, width
-                baseline = marker == _BASELINE and precision == 8 and components in (1, 3)
-            elif marker == _APP1:
-                exif = exif or encoded.startswith(b"Exif\0\0", place + 4)
-            place += 2 + length
+        place = _find_segment(encoded, 2, _FRAME_OR_SCAN)
+        marker = encoded[place + 1]
+        if marker == _START_OF_SCAN:
+            raise BadPicture("JPEG without a frame")
+        precision, height, width, components = _FRAME.unpack_from(encoded, place + 4)
+        # Without the marker decoders fill the rest with grey. Bytes may follow it; a thumbnail's comes before the scan.
+        if not encoded.endswith(JPEG_END):
+            place = _find_segment(encoded, place, frozenset([_START_OF_SCAN]))
+            if encoded.rfind(JPEG_END, place) < 0:
+                raise BadPicture("cut: JPEG without an end marker")
     except (IndexError, struct.error):
         raise BadPicture("cut in its JPEG header") from None
-    if size is None:
-        raise BadPicture("JPEG without a frame")
-    whole = encoded.endswith(JPEG_END)
-    # Without the marker decoders fill the rest with grey. Bytes may follow it; a thumbnail's comes before the scan.
-    if not whole and encoded.rfind(JPEG_END, place) < 0:
-        raise BadPicture("cut: JPEG without an end marker")
     # Each scan of a progressive JPEG costs a walk over the whole picture, however few bytes it takes.
+    baseline = marker == _BASELINE and precision == 8 and components in (1, 3)
     if not baseline and encoded.count(b"\xff\xda", place) > MAX_JPEG_SCANS:
         raise BadPicture(f"JPEG of more than {MAX_JPEG_SCANS} scans")
-    return Header(*size, plain=baseline and whole and not exif)
+    return Header(height, width, is_jpeg=True)
+
+
+def _find_segment(encoded: bytes, place: int, markers: frozenset[int]) -> int:
+    """Where the first segment of one of these markers begins, from the segment at `place` on; IndexError: nowhere."""
+    while True:
+        marker = encoded[place + 1]
+        if encoded[place] != 0xFF:
+            raise BadPicture("broken JPEG header")
+        if marker in markers:
+            return place
+        if marker == 0xFF:
+            place += 1
+            continue
+        length = encoded[place + 2] << 8 | encoded[place + 3]
+        if length < 2:
+            raise BadPicture("broken JPEG header")
+        place += 2 + length
 
 
 def _png_header(encoded: bytes) -> Header:
@@ -183,4 +192,4 @@ def _png_header(encoded: bytes) -> Header:
         raise BadPicture("broken PNG header")
     if encoded.rfind(b"IEND") < 0:
         raise BadPicture("cut: PNG without an end chunk")
-    return Header(height, width, plain=False)
+    return Header(height, width, is_jpeg=False)

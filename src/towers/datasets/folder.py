@@ -12,6 +12,8 @@ from ..errors import BadData
 from .decoding import MAX_ENCODED_BYTES
 
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png")
+# Most pictures come whole with the first read; a larger one would take fresh pages from the system each time.
+_CHUNK = 1 << 16
 EXPECTED_LAYOUT = "expected ROOT/Class/picture.jpg (.jpg, .jpeg or .png; class folders may be nested)"
 
 
@@ -40,7 +42,7 @@ class Source:
 
     def where(self, record: int) -> str:
         """The path of a record, for messages and for reading."""
-        return os.path.join(self.root, self.files[record])
+        return f"{self.root}/{self.files[record]}"
 
     def subset(self, records: Sequence[int] | np.ndarray) -> "Source":
         """Only these records, in this order; classes without a record are dropped and the rest renumbered in order."""
@@ -156,9 +158,9 @@ def _read_file(path: str) -> bytes:
     # O_NONBLOCK: a named pipe among the pictures must not stop the input; regular files ignore it.
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     try:
-        wanted = min(os.fstat(descriptor).st_size, MAX_ENCODED_BYTES) + 1
-        encoded = b""
-        while len(encoded) < wanted and (chunk := os.read(descriptor, wanted - len(encoded))):
+        encoded = chunk = os.read(descriptor, _CHUNK)
+        while chunk and len(encoded) <= MAX_ENCODED_BYTES:
+            chunk = os.read(descriptor, min(_CHUNK, MAX_ENCODED_BYTES + 1 - len(encoded)))
             encoded += chunk
     finally:
         os.close(descriptor)

@@ -4,14 +4,15 @@ dataset = train_dataset(source, Order(len(source), seed), first_step=0, global_b
                         num_towers=2, load_size=112, quarantine=Quarantine(source))
 """
 
+import math
 import os
 from collections.abc import Sequence
 
-import cv2
 import numpy as np
 import tensorflow as tf
 
 from ..errors import BadData
+from .cropping import RandomResizedCrop
 from .decoding import BadPicture, Quarantine, decode, fit, read_header
 
 MAX_NEIGHBOURS = 100
@@ -27,13 +28,15 @@ def train_dataset(
     num_towers: int,
     load_size: int,
     quarantine: Quarantine,
+    crop: RandomResizedCrop | None = None,
     num_parallel_calls: int | None = None,
 ) -> tf.data.Dataset:
     """Endless batches from `first_step` on, one element for each local tower in turn.
 
     Tower r gets positions [sB + rb, sB + (r+1)b) at step s, with b = B / num_towers; `order.records` says which record
     lies at a position. An element is a dict of image uint8 [b, L, L, 3] with L = load_size, label int64 [b],
-    record int64 [b], position int64 [b]. Elements and their order depend on the arguments only, not on threads.
+    record int64 [b], position int64 [b]. With `crop`, L = crop.size, and position decides what of a picture is taken.
+    Elements and their order depend on the arguments only, not on threads.
 
     A picture that cannot be read is replaced by the next readable record, with that one's label; `record` stays
     what was asked for. `quarantine.check` tells how many there were.
@@ -52,9 +55,8 @@ def train_dataset(
         return tf.numpy_function(order.records, [positions], tf.int64, stateful=False)
 
     elements = tf.data.Dataset.counter(dtype=tf.int64)
-    return _batches(
-        elements, positions_of, records_of, source, batch, load_size, quarantine, num_parallel_calls
-    ).prefetch(2 * len(towers))
+    pictures = _Pictures(source, load_size, quarantine, crop)
+    return _batches(elements, positions_of, records_of, pictures, batch, num_parallel_calls).prefetch(2 * len(towers))
 
 
 def evaluation_dataset(
@@ -84,116 +86,63 @@ def evaluation_dataset(
         return tf.where(positions < num_records, positions, tf.constant(-1, tf.int64))
 
     elements = tf.data.Dataset.range(-(-num_records // global_batch) * len(towers))
-    return _batches(
-        elements, positions_of, records_of, source, batch, load_size, quarantine, num_parallel_calls
-    ).prefetch(2 * len(towers))
-
-
-def _batches(elements, positions_of, records_of, source, batch, load_size, quarantine, num_parallel_calls):
-    """Map element numbers to batches, several at a time, in order."""
     pictures = _Pictures(source, load_size, quarantine)
-    # Two a core: while one batch is read under Python's lock, another is decoded.
-    calls = num_parallel_calls or 2 * len(os.sched_getaffinity(0))
+    return _batches(elements, positions_of, records_of, pictures, batch, num_parallel_calls).prefetch(2 * len(towers))
 
-    def locate(element: tf.Tensor) -> dict[str, tf.Tensor]:
+
+def _batches(elements, positions_of, records_of, pictures, batch, num_parallel_calls):
+    """Map element numbers to batches, several at a time, in order."""
+    # One a core: with more, threads wait for Python's lock in turn, which costs more than it hides.
+    calls = num_parallel_calls or max(2, len(os.sched_getaffinity(0)))
+
+    def load(element: tf.Tensor) -> dict[str, tf.Tensor]:
         positions = tf.ensure_shape(positions_of(element), [batch])
-        return {"record": tf.ensure_shape(records_of(positions), [batch]), "position": positions}
-
-    def fast(located: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        image, label = pictures.decode_in_graph(located["record"])
-        return {"image": image, "label": label, **located}
-
-    def careful(located: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        image, label = pictures.decode_one_by_one(located["record"])
-        return {"image": image, "label": label, **located}
-
-    def batch_of(located: dict[str, tf.Tensor]) -> tf.data.Dataset:
-        # One picture that TensorFlow's decoder refuses fails the whole batch: it is then made once more, with care.
-        one = tf.data.Dataset.from_tensors(located)
-        return one.map(fast).ignore_errors().concatenate(one.map(careful)).take(1)
+        records = tf.ensure_shape(records_of(positions), [batch])
+        # One call a batch: OpenCV decodes without Python's lock, and calls cost more than the lines between them.
+        image, label = tf.numpy_function(pictures.load, [records, positions], [tf.uint8, tf.int64], stateful=False)
+        return {
+            "image": tf.ensure_shape(image, [batch, pictures.size, pictures.size, 3]),
+            "label": tf.ensure_shape(label, [batch]),
+            "record": records,
+            "position": positions,
+        }
 
     options = tf.data.Options()
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
     options.deterministic = True
-    return (
-        elements.map(locate)
-        .interleave(batch_of, cycle_length=calls, block_length=1, num_parallel_calls=calls, deterministic=True)
-        .with_options(options)
-    )
+    # Threads of its own: TensorFlow's, one a core, also compute the step.
+    options.threading.private_threadpool_size = calls
+    return elements.map(load, num_parallel_calls=calls, deterministic=True).with_options(options)
 
 
 class _Pictures:
-    """Reads and decodes the pictures of one source.
+    """Reads and decodes the pictures of one source. A picture's pixels never depend on its batch."""
 
-    Which decoder a picture gets depends on the picture alone, so its pixels never depend on its batch: a plain JPEG of
-    the right size is TensorFlow's, decoded in the graph without Python's lock; everything else is OpenCV's.
-    """
-
-    def __init__(self, source, load_size: int, quarantine: Quarantine):
+    def __init__(self, source, load_size: int, quarantine: Quarantine, crop: RandomResizedCrop | None = None):
         self.source = source
-        self.load_size = load_size
+        self.size = load_size if crop is None else crop.size
+        self.crop = crop
         self.quarantine = quarantine
-        black = np.zeros((load_size, load_size, 3), np.uint8)
-        self.placeholder = cv2.imencode(".jpg", black)[1].tobytes()
+        self._memory = _KeptMemory()
 
-    def decode_in_graph(self, records: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Records int64 [b] -> image uint8 [b, L, L, 3], label int64 [b]; fails where a plain JPEG is broken."""
-        (batch,) = records.shape
-        encoded, slots, pixels, labels = tf.numpy_function(
-            self.prepare, [records], [tf.string, tf.int64, tf.uint8, tf.int64], stateful=False
-        )
-        pixels = tf.ensure_shape(pixels, [None, self.load_size, self.load_size, 3])
-        slots = tf.ensure_shape(slots, [None])
-        encoded = tf.unstack(tf.ensure_shape(encoded, [batch]))
+    def load(self, records: np.ndarray, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Records and positions [b] -> pixels uint8 [b, L, L, 3], labels int64 [b].
 
-        def plain() -> tf.Tensor:
-            # Unrolled: tf.map_fn costs 20 microseconds a picture, a fifth of decoding one.
-            return tf.stack([self._decode_jpeg(jpeg) for jpeg in encoded])
-
-        def mixed() -> tf.Tensor:
-            return tf.cond(
-                tf.size(slots) == batch,
-                lambda: pixels,
-                lambda: tf.tensor_scatter_nd_update(plain(), slots[:, None], pixels),
-            )
-
-        # Where all are plain, the usual case, the batch is not copied once more.
-        image = tf.cond(tf.size(slots) == 0, plain, mixed)
-        return tf.ensure_shape(image, [batch, *pixels.shape[1:]]), tf.ensure_shape(labels, [batch])
-
-    def decode_one_by_one(self, records: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """The same for any pictures: records int64 [b] -> image uint8 [b, L, L, 3], label int64 [b]."""
-        (batch,) = records.shape
-        image, labels = tf.numpy_function(self.load_all, [records], [tf.uint8, tf.int64], stateful=False)
-        return tf.ensure_shape(image, [batch, self.load_size, self.load_size, 3]), tf.ensure_shape(labels, [batch])
-
-    def prepare(self, records: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Encoded plain JPEGs [b]; for the other pictures slots [m] and pixels [m, L, L, 3]; labels [b]."""
-        encoded = np.full(len(records), self.placeholder, object)
+        Broken pictures are replaced; record -1 is black.
+        """
+        pixels = self._memory.empty((len(records), self.size, self.size, 3))
         labels = np.zeros(len(records), np.int64)
-        slots, pixels = [], []
         try:
-            used = [self.quarantine.stand_in(record) for record in records.tolist()]
-            for slot, (record, data) in enumerate(zip(used, self._read(used), strict=True)):
-                if data is not None and self._is_plain(data):
-                    encoded[slot], labels[slot] = data, self.source.labels[record]
+            draws = [None] * len(records) if self.crop is None else self.crop.draws(positions)
+            wanted = [self.quarantine.stand_in(record) for record in records.tolist()]
+            for slot, (record, encoded) in enumerate(zip(wanted, self._read(wanted), strict=True)):
+                if record < 0:
+                    pixels[slot] = 0
                 else:
-                    picture, labels[slot] = self._load(record, data)
-                    slots.append(slot)
-                    pixels.append(picture)
+                    pixels[slot], labels[slot] = self._load(record, encoded, draws[slot])
         except Exception as error:
             self.quarantine.fail(error)
-            return encoded, np.arange(len(records)), self._black(len(records)), np.zeros(len(records), np.int64)
-        return encoded, np.array(slots, np.int64), np.stack(pixels) if pixels else self._black(0), labels
-
-    def load_all(self, records: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Records [b] -> pixels uint8 [b, L, L, 3], labels int64 [b], with each broken picture replaced."""
-        pixels, labels = self._black(len(records)), np.zeros(len(records), np.int64)
-        try:
-            for slot, record in enumerate(records.tolist()):
-                pixels[slot], labels[slot] = self._load(self.quarantine.stand_in(record), None)
-        except Exception as error:
-            self.quarantine.fail(error)
+            pixels[:], labels[:] = 0, 0
         return pixels, labels
 
     def _read(self, records: list[int]) -> list[bytes | None]:
@@ -205,15 +154,13 @@ class _Pictures:
             return [None] * len(records)
         return [next(encoded) if record >= 0 else None for record in records]
 
-    def _load(self, record: int, encoded: bytes | None) -> tuple[np.ndarray, int]:
+    def _load(self, record: int, encoded: bytes | None, draws: np.ndarray | None) -> tuple[np.ndarray, int]:
         """Pixels [L, L, 3] and label of a record, or of the next readable one. BadData where none is near."""
-        if record < 0:
-            return self._black(1)[0], 0
         for distance in range(min(MAX_NEIGHBOURS, len(self.source))):
             candidate = (record + distance) % len(self.source)
             try:
                 data = encoded if distance == 0 and encoded is not None else self.source.read([candidate])[0]
-                picture = self._decode(data)
+                picture = self._decode(data) if self.crop is None else self.crop.load(data, draws)
             except BadPicture as error:
                 self.quarantine.add(candidate, str(error))
             except OSError as error:
@@ -227,27 +174,39 @@ class _Pictures:
             f"{self.quarantine.first_paths(10)}; repair or remove them"
         )
 
-    def _is_plain(self, encoded: bytes) -> bool:
-        try:
-            header = read_header(encoded)
-        except BadPicture:
-            return False
-        return header.plain and header.height == header.width == self.load_size
-
     def _decode(self, encoded: bytes) -> np.ndarray:
         read_header(encoded)
-        if not self._is_plain(encoded):
-            return fit(decode(encoded), self.load_size)
+        return fit(decode(encoded), self.size)
+
+
+class _KeptMemory:
+    """Batches in memory that was used before: having the system clear fresh pages costs a fifth of decoding a batch."""
+
+    ALIGNMENT = 64  # TensorFlow copies what is aligned less.
+
+    def __init__(self):
+        self._free: dict[int, list[np.ndarray]] = {}
+
+    def empty(self, shape: tuple[int, ...]) -> np.ndarray:
+        """uint8 of this shape, contents undefined. The memory comes back when no array and no tensor looks at it."""
+        size = math.prod(shape)
+        free = self._free.setdefault(size, [])
         try:
-            with tf.device("/CPU:0"):
-                return self._decode_jpeg(encoded).numpy()
-        except tf.errors.InvalidArgumentError as error:
-            raise BadPicture("does not decode: broken or cut") from error
+            block = free.pop()
+        except IndexError:
+            block = np.empty(size + self.ALIGNMENT, np.uint8)
+            start = -block.ctypes.data % self.ALIGNMENT
+            block = block[start : start + size]
+        return np.asarray(_Loan(block, free)).reshape(shape)
 
-    def _decode_jpeg(self, encoded: tf.Tensor | bytes) -> tf.Tensor:
-        # INTEGER_ACCURATE is what OpenCV uses; TensorFlow's default differs by up to 11 levels and is not faster.
-        picture = tf.io.decode_jpeg(encoded, channels=3, dct_method="INTEGER_ACCURATE")
-        return tf.ensure_shape(picture, [self.load_size, self.load_size, 3])
 
-    def _black(self, count: int) -> np.ndarray:
-        return np.zeros((count, self.load_size, self.load_size, 3), np.uint8)
+class _Loan:
+    """Keeps a block out of the free ones: NumPy holds this object as long as any array looks at the block."""
+
+    def __init__(self, block: np.ndarray, free: list[np.ndarray]):
+        self.__array_interface__ = block.__array_interface__
+        self._block = block
+        self._free = free
+
+    def __del__(self):
+        self._free.append(self._block)

@@ -11,13 +11,18 @@ import tensorflow as tf
 
 from ..datasets import filtering, folder, splitting
 from ..datasets.augmentation import augment
+from ..datasets.cropping import RandomResizedCrop
 from ..errors import UserError
 
 SOURCE_OPTIONS = "data_dir filter_filename filter_percentile filter_min_nrof_images_per_class"
 OPTIONS = f"{SOURCE_OPTIONS} validation_set_split_ratio min_nrof_val_images_per_class seed"
-AUGMENTATION_OPTIONS = "seed image_size random_crop random_flip random_rotate"
+AUGMENTATION_OPTIONS = "seed image_size random_crop random_flip random_rotate random_color"
+CROP_OPTIONS = "seed image_size random_resized_crop min_crop_area"
+LOAD_OPTIONS = "load_size image_size random_crop random_resized_crop random_color"
 # Facenet's people are aligned to 182 pixels and cropped to 160.
 CROP_RATIO = 182 / 160
+# ImageNet: the shorter side to 256 pixels, of which the middle 224.
+EVALUATION_RATIO = 256 / 224
 
 
 def embedded_data_set(project: Path) -> dict[str, Path]:
@@ -67,17 +72,43 @@ def training_pictures(
     return kept, pictures, source.labels[held_out]
 
 
-def load_size(*, load_size: int | None, image_size: int, random_crop: bool) -> int:
+def load_size(
+    *,
+    load_size: int | None,
+    image_size: int,
+    random_crop: bool,
+    random_resized_crop: bool = False,
+    random_color: float = 0.0,
+) -> int:
     """Side in pixels that pictures are brought to before the crop to ``image_size``.
 
     Raises:
-      UserError: a side smaller than the crop.
+      UserError: a side smaller than the crop, or options of augmentation that contradict each other.
     """
+    if random_crop and random_resized_crop:
+        raise UserError("--random_crop and --random_resized_crop: both choose the crop; give one of them")
+    if not 0 <= random_color <= 1:
+        raise UserError(f"--random_color {random_color}: a strength from 0 to 1")
+    if load_size is None and random_resized_crop:
+        return round(image_size * EVALUATION_RATIO)
     if load_size is None:
         return round(image_size * CROP_RATIO) if random_crop else image_size
     if load_size < image_size:
         raise UserError(f"--load_size {load_size} is smaller than --image_size {image_size}, which is cropped from it")
     return load_size
+
+
+def resized_crop(
+    *, seed: int, image_size: int, random_resized_crop: bool, min_crop_area: float
+) -> RandomResizedCrop | None:
+    """The crop that decides what is decoded for training, where it is asked for.
+
+    Raises:
+      UserError: a share out of its range.
+    """
+    if not 0 < min_crop_area <= 1:
+        raise UserError(f"--min_crop_area {min_crop_area}: a share of the picture above 0, up to 1")
+    return RandomResizedCrop(seed, image_size, min_crop_area) if random_resized_crop else None
 
 
 def preparation(network: keras.Model, **augmentation) -> Callable[[dict], tf.Tensor]:

@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from .. import checkpoints, export, plots
+from ..datasets.cropping import RandomResizedCrop
 from ..datasets.pipeline import Quarantine, train_dataset
 from ..distribution import Towers
 from ..errors import BadData, UserError
@@ -71,6 +72,7 @@ def train(
     clip_norm: float,
     moving_average_decay: float,
     load_size: int,
+    crop: RandomResizedCrop | None = None,
     float16: bool,
     validators: Iterable[Callable[[RunLog, int], dict]],
     options: dict,
@@ -95,6 +97,7 @@ def train(
       network_arguments: what ``networks.build`` was called with, for ``model.json``.
       trained: trainable variables; ``decayed``: those with weight decay; ``statistics``: BN moving statistics.
       other_state: name -> variable beside network and optimizer, for the checkpoint (head, class centres).
+      load_size: side that pictures are brought to; ``crop``: what training takes of them instead.
       validators: functions of (log, step) that return metrics; they see the averaged weights.
       options: the resolved options, for ``options.json``.
       model_facts: what else ``model.json`` records.
@@ -145,6 +148,7 @@ def train(
                 num_towers=towers.num_towers,
                 load_size=load_size,
                 quarantine=quarantine,
+                crop=crop,
             )
         )
         train_step = make_train_step(
