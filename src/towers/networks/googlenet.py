@@ -1,7 +1,7 @@
 """GoogLeNet (Szegedy et al., 2014, https://arxiv.org/abs/1409.4842), with its auxiliary classifiers' features.
 
-Convolutions and poolings are padded "same", so that pictures of any size from 65 pixels will do; the last pooling is over
-the whole map.
+Convolutions and poolings are padded "same", so that pictures of any size from 65 pixels will do; the last pooling is
+over the whole map.
 """
 
 from functools import partial
@@ -107,7 +107,7 @@ def _module(x, filters, conv, name):
 
 
 def _auxiliary(x, drops, conv, seed, name):
-    """Average over 5 x 5 in strides of 3, 128 channels, a layer of 1024 with ReLU, dropout: [b, H, W, C] -> [b, 1024]."""
+    """[b, H, W, C] -> [b, 1024]: average of 5 x 5 in strides of 3, 128 channels, a layer of 1024 with ReLU, dropout."""
     x = keras.layers.AveragePooling2D(5, 3, name=f"{name}_pool")(x)
     x = conv(x, 128, 1, name=name)
     x = keras.layers.Flatten(dtype=wide_dtype(), name=f"{name}_flatten")(x)
