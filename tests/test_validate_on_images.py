@@ -126,6 +126,8 @@ def mistakes(images, tmp_path_factory):
     shutil.copytree(images / "test", folder / "shared")
     twin = images / "train/Train_2/Train_2_0001.jpg"
     (folder / "shared/Train_2/again.jpg").symlink_to(twin)
+    shutil.copytree(images / "test", folder / "moved")
+    (folder / "moved/Train_1/gone.jpg").symlink_to(folder / "nowhere.jpg")
     return folder
 
 
@@ -134,6 +136,7 @@ def mistakes(images, tmp_path_factory):
     [
         (["--val_dir", "{mistakes}/foreign"], 65, "1 of 6 classes are not among the 6 trained ones: Nobody"),
         (["--val_dir", "{mistakes}/shared"], 65, "Train_2_0001.jpg, which is trained on"),
+        (["--val_dir", "{mistakes}/moved"], 65, "gone.jpg: No such file"),
         (["--val_dir", "{images}/test", "--validation_set_split_ratio", "0.1"], 2, "give one of them"),
         (["--data_dir", "{images}"], 2, "hold"),
         (["--network", "googlenet", "--image_size", "64", "--embedding_size", "1024"], 2, "65 pixels or more"),
@@ -256,8 +259,6 @@ def test_googlenet_in_tensorboard_and_without_auxiliary_parts_in_the_model(image
             assert shown is not None
             # A page that never came is of one colour.
             assert len(np.unique(shown.reshape(-1, 3), axis=0)) > 50
-            if "TENSORBOARD_PICTURE" in os.environ:
-                shutil.copy(picture, os.environ["TENSORBOARD_PICTURE"])
 
 
 def screenshot(address, picture, profile):

@@ -117,17 +117,21 @@ def _holds_folders(path: Path) -> bool:
 
 def _refuse_shared_files(source: folder.Source, pictures: folder.PathSource) -> None:
     """Raise BadData where one file, through links too, is trained on and validated on."""
-    trained = {}
-    for record in range(len(source)):
-        status = os.stat(source.where(record))
-        trained[status.st_dev, status.st_ino] = record
-    for record in range(len(pictures)):
-        status = os.stat(pictures.where(record))
-        if (status.st_dev, status.st_ino) in trained:
-            twin = source.where(trained[status.st_dev, status.st_ino])
-            raise BadData(
-                f"{pictures.where(record)}: is the same file as {twin}, which is trained on; take it out of one of them"
-            )
+    trained = {_file_identity(path): path for path in map(source.where, range(len(source)))}
+    for path in pictures.paths:
+        twin = trained.get(_file_identity(path))
+        if twin is not None:
+            raise BadData(f"{path}: is the same file as {twin}, which is trained on; take it out of one of them")
+
+
+def _file_identity(path: str) -> tuple[int, int]:
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        raise BadData(
+            f"{path}: {error.strerror}; if it is a link, the pictures were moved: make the folder again"
+        ) from error
+    return status.st_dev, status.st_ino
 
 
 def load_size(*, load_size: int | None, image_size: int, random_crop: bool) -> int:
