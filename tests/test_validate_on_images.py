@@ -11,12 +11,17 @@ import sys
 import time
 import urllib.parse
 import urllib.request
+from pathlib import Path
 
 import cv2
 import h5py
 import numpy as np
 import pytest
 from conftest import ROOT, make_faces, metrics_of, run_python
+
+from towers import export, options
+from towers.errors import BadData, StorageError, UserError
+from towers.runs import pictures
 
 CLASSES = 6
 SMALL = ["--network", "small", "--image_size", "28", "--embedding_size", "16", "--learning_rate", "0.05"]
@@ -132,45 +137,69 @@ def mistakes(images, tmp_path_factory):
     return folder
 
 
+def read(data_dir, **others):
+    nothing = {"filter_filename": None, "filter_percentile": 100.0, "filter_min_nrof_images_per_class": 0}
+    return pictures.training_pictures(data_dir=data_dir, **nothing, **others)
+
+
+def test_validation_pictures_get_the_labels_of_training(images, tmp_path):
+    shutil.copytree(images / "test", tmp_path / "test")
+    shutil.rmtree(tmp_path / "test/Train_0")
+    source, held_out, labels = read(images / "train", val_dir=tmp_path / "test")
+    assert len(held_out) == len(labels) == 10
+    for record, label in enumerate(labels):
+        assert source.class_names[label] == held_out.where(record).split("/")[-2]
+
+
 @pytest.mark.parametrize(
-    ("options", "exit_code", "message"),
+    ("val_dir", "others", "error", "message"),
     [
-        (["--val_dir", "{mistakes}/foreign"], 65, "1 of 6 classes are not among the 6 trained ones: Nobody"),
-        (["--val_dir", "{mistakes}/shared"], 65, "Train_2_0001.jpg, which is trained on"),
-        (["--val_dir", "{mistakes}/moved"], 65, "gone.jpg: No such file"),
-        (["--val_dir", "{images}/test", "--validation_set_split_ratio", "0.1"], 2, "give one of them"),
-        (["--data_dir", "{images}"], 2, "hold"),
-        (["--network", "googlenet", "--image_size", "64", "--embedding_size", "1024"], 2, "65 pixels or more"),
-        (["--network", "googlenet", "--image_size", "84"], 2, "give --embedding_size 1024"),
-        (["--norm", "lrn"], 2, "googlenet"),
+        ("{mistakes}/foreign", {}, BadData, "1 of 6 classes are not among the 6 trained ones: Nobody"),
+        ("{mistakes}/shared", {}, BadData, "Train_2_0001.jpg, which is trained on"),
+        ("{mistakes}/moved", {}, BadData, "gone.jpg: No such file"),
+        ("{images}/test", {"validation_set_split_ratio": 0.1}, UserError, "give one of them"),
     ],
 )
-def test_mistakes_of_training_get_one_line(images, mistakes, tmp_path, options, exit_code, message):
-    options = [option.format(images=images, mistakes=mistakes) for option in options]
-    result = train(images, tmp_path / "run", *SMALL, *options, check=False)
-    assert result.returncode == exit_code, result.stderr
-    assert message in result.stderr
+def test_wrong_validation_pictures_are_refused(images, mistakes, val_dir, others, error, message):
+    val_dir = Path(val_dir.format(images=images, mistakes=mistakes))
+    with pytest.raises(error, match=message):
+        read(images / "train", val_dir=val_dir, **others)
+
+
+def test_the_folder_above_train_and_test_is_no_training_folder(images, tmp_path):
+    result = train(images, tmp_path / "run", *SMALL, "--data_dir", images, check=False)
+    assert result.returncode == 2
+    assert f"--data_dir {images / 'train'}" in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
 
 
-def test_mistakes_of_validation_get_one_line(trained, images, mistakes, tmp_path):
-    run_dir, _ = trained
-    shutil.copytree(run_dir / "model", tmp_path / "damaged")
-    (tmp_path / "damaged/classifier.h5").write_bytes(b"\0")
-    shutil.copytree(run_dir / "model", tmp_path / "without")
-    facts = json.loads((tmp_path / "without/model.json").read_text())
-    del facts["classifier_sha256"], facts["val_dir"]
-    (tmp_path / "without/model.json").write_text(json.dumps(facts))
-    test = ["--data_dir", images / "test"]
-    for options, exit_code, message in (
-        (["--model", tmp_path / "damaged", *test], 74, "sha256"),
-        (["--model", tmp_path / "without", *test], 2, "has no classifier"),
-        (["--model", run_dir, "--data_dir", mistakes / "foreign"], 65, "Nobody"),
-    ):
-        result = validate(*options, check=False)
-        assert result.returncode == exit_code, result.stderr
-        assert message in result.stderr
-        assert len(result.stderr.strip().splitlines()) == 1
+def test_classifiers_that_are_damaged_or_not_there(trained, tmp_path):
+    shutil.copytree(trained[0] / "model", tmp_path / "model")
+    folder, facts = export.read_facts(tmp_path / "model")
+    assert export.read_classifier(folder, facts).class_names == [f"Train_{person}" for person in range(CLASSES)]
+    with pytest.raises(StorageError, match="weights of 6 classes and names of 5"):
+        export.read_classifier(folder, facts | {"class_names": facts["class_names"][1:]})
+    (folder / "classifier.h5").write_bytes(b"0")
+    with pytest.raises(StorageError, match="sha256"):
+        export.read_classifier(folder, facts)
+    with pytest.raises(UserError, match="has no classifier"):
+        export.read_classifier(folder, {"format": 1})
+
+
+@pytest.mark.parametrize(
+    ("given", "embedding_size", "keep_probability"),
+    [
+        (["--network", "googlenet"], 1024, 0.6),
+        (["--network", "small"], 128, 1.0),
+        ([], 128, 1.0),
+        (["--network", "googlenet", "--embedding-size", "64", "--keep-probability", "1"], 64, 1.0),
+    ],
+)
+def test_defaults_of_the_network(given, embedding_size, keep_probability):
+    parser = options.Parser("Test.")
+    options.add_network(parser, network="small", embedding_size=128)
+    arguments = parser.parse_args(given)
+    assert (arguments.embedding_size, arguments.keep_probability) == (embedding_size, keep_probability)
 
 
 @contextlib.contextmanager
