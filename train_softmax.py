@@ -1,6 +1,7 @@
-"""Train an embedding by softmax over the training people, on any number of towers, and validate it on unseen ones.
+"""Train by softmax over classes on any number of towers: embeddings of people, or a classifier of images.
 
 python train_softmax.py --synthetic
+python train_softmax.py --network googlenet --data_dir IMAGES/train --val_dir IMAGES/test --image_size 84 --random_flip
 python train_softmax.py --data_dir FACES --lfw_dir LFW --lfw_pairs pairs.txt --towers 2 --max_epochs 20
 python train_softmax.py --data_dir FACES --lfw_dir LFW --run_dir runs/mine     # once more: goes on where it ended
 """
@@ -47,27 +48,37 @@ def main(arguments) -> None:
     }
     network_arguments = run.network_arguments(**pick(run.NETWORK_OPTIONS))
     with towers.scope():
-        network = networks.build(**network_arguments)
+        network = networks.build(**network_arguments, auxiliary=arguments.auxiliary_loss_factor > 0)
         dtype = "float64" if arguments.precision == "float64" else "float32"
         head = ReplicatedHead(source.num_classes, arguments.embedding_size, seed=arguments.seed, dtype=dtype)
+        auxiliary_heads = [
+            ReplicatedHead(
+                source.num_classes, features.shape[-1], seed=arguments.seed + index, dtype=dtype, name=f"aux{index}"
+            )
+            for index, features in enumerate(network.outputs[1:], start=1)
+        ]
         centers = CenterTable(source.num_classes, arguments.embedding_size, arguments.center_loss_alfa, dtype)
     if arguments.pretrained_model:
         run.start_from(arguments.pretrained_model, network)
-    trained = [*network.trainable_variables, *head.trainable_variables]
+    heads = [head, *auxiliary_heads]
+    head_weights = [variable for each in heads for variable in each.trainable_variables]
+    trained = [*network.trainable_variables, *head_weights]
     if arguments.dry_run:
         return print(dry_run.describe(vars(arguments), source, steps, network, trained, towers.num_towers))
 
     objective = make_objective(
         head,
         pictures.preparation(network, **pick(pictures.AUGMENTATION_OPTIONS)),
+        auxiliary_heads=auxiliary_heads,
         centers=centers,
-        **pick("label_smoothing center_loss_factor prelogits_norm_loss_factor prelogits_norm_p"),
+        **pick("label_smoothing auxiliary_loss_factor center_loss_factor prelogits_norm_loss_factor prelogits_norm_p"),
     )
+    inference = networks.inference(network)
     validators = []
     if held_out is not None:
-        validators.append(validation.classes_validator(towers, network, held_out, held_out_labels, head, **sizes))
+        validators.append(validation.classes_validator(towers, inference, held_out, held_out_labels, head, **sizes))
     if arguments.lfw_dir:
-        validators.append(validation.pairs_validator(towers, network, **sizes, **pick(validation.LFW_OPTIONS)))
+        validators.append(validation.pairs_validator(towers, inference, **sizes, **pick(validation.LFW_OPTIONS)))
     run.train(
         towers=towers,
         plan=steps,
@@ -78,16 +89,18 @@ def main(arguments) -> None:
         network_arguments=network_arguments,
         objective=objective,
         trained=trained,
-        decayed=[*decayed_variables(network), *head.decayed_variables],
+        decayed=[*decayed_variables(network), *(variable for each in heads for variable in each.decayed_variables)],
         statistics=moving_statistics(network),
-        other_state=head.variables() | (centers.variables() if arguments.center_loss_factor else {}),
+        other_state={variable.path: variable for variable in head_weights}
+        | (centers.variables() if arguments.center_loss_factor else {}),
         learning_rate=learning_rate,
         load_size=sizes["load_size"],
         crop=pictures.resized_crop(**pick(pictures.CROP_OPTIONS)),
         float16=arguments.precision == "float16",
         validators=validators,
         options=options.recorded(arguments),
-        model_facts={"class_names": source.class_names, **options.recorded(arguments, "lfw_dir lfw_pairs")},
+        model_facts={"class_names": source.class_names, **options.recorded(arguments, "lfw_dir lfw_pairs val_dir")},
+        classifier=head.export,
         **pick(run.OPTIONS),
     )
 

@@ -6,6 +6,8 @@
 # From the environment (paths as seen from where the command is given; paths among the options: from the project's folder):
 #   DATA                 a folder with train/, test/ and pairs.txt, or with one folder a person; default: the embedded data set
 #   LFW_DIR, LFW_PAIRS   pictures and pairs to validate on; default: DATA/test and DATA/pairs.txt, where DATA has a train/
+#   PICTURES             what the recipe takes: people (default), or classes: then LFW_DIR and LFW_PAIRS are not used, DATA/test
+#                        or DATA/val is what --val_dir gets, and the default data are the drawn stand-in of mini-ImageNet
 #   TOWERS               number of towers; default: all GPUs, or 2 CPU towers where there is none
 #   OUT                  the run's folder, resumed if it holds a run; default: a new one under runs/
 set -euo pipefail
@@ -13,6 +15,7 @@ set -euo pipefail
 fail() { echo "$1" >&2; exit 2; }
 absolute() { if [ -n "$1" ]; then realpath -ms -- "$1"; fi; }
 
+pictures=${PICTURES:-people}
 data=$(absolute "${DATA:-}")
 out=$(absolute "${OUT:-}")
 lfw_dir=$(absolute "${LFW_DIR:-}")
@@ -25,14 +28,26 @@ bash scripts/setup.sh
 python=.venv/bin/python
 
 if [ -z "$data" ]; then
-  data=data/synthetic_faces/generated
-  "$python" data/synthetic_faces/prepare.py --out_dir "$data"
+  if [ "$pictures" = classes ]; then
+    data=data/mini_imagenet/generated
+    "$python" data/mini_imagenet/prepare.py --synthetic --out_dir "$data"
+  else
+    data=data/synthetic_faces/generated
+    "$python" data/synthetic_faces/prepare.py --out_dir "$data"
+  fi
 elif [ ! -d "$data" ]; then
   fail "DATA=$data is no folder; give one with train/, test/ and pairs.txt, or with one folder a person"
 fi
 
 train=$data
-if [ -d "$data/train" ]; then
+val_dir=
+if [ "$pictures" = classes ]; then
+  lfw_dir='' lfw_pairs=''
+  if [ -d "$data/train" ]; then
+    train=$data/train
+    for part in val test; do if [ -d "$data/$part" ]; then val_dir=$data/$part; fi; done
+  fi
+elif [ -d "$data/train" ]; then
   train=$data/train
   if [ -z "$lfw_dir" ] && [ -d "$data/test" ]; then lfw_dir=$data/test; fi
   if [ -z "$lfw_pairs" ] && [ -f "$data/pairs.txt" ]; then lfw_pairs=$data/pairs.txt; fi
@@ -41,6 +56,7 @@ fi
 options=(--data_dir "$train")
 if [ -n "$lfw_dir" ]; then options+=(--lfw_dir "$lfw_dir"); fi
 if [ -n "$lfw_pairs" ]; then options+=(--lfw_pairs "$lfw_pairs"); fi
+if [ -n "$val_dir" ]; then options+=(--val_dir "$val_dir"); fi
 if [ -n "$out" ]; then options+=(--run_dir "$out"); fi
 
 read -r kind _ < .venv/towers-setup

@@ -63,7 +63,18 @@ def start(project, command, *arguments, cwd=None, **environment):
         name: value
         for name, value in os.environ.items()
         if name
-        not in {"DATA", "TOWERS", "OUT", "LFW_DIR", "LFW_PAIRS", "VENV", "PYTHON", "VIRTUAL_ENV", "SETUP_DRY_RUN"}
+        not in {
+            "DATA",
+            "PICTURES",
+            "TOWERS",
+            "OUT",
+            "LFW_DIR",
+            "LFW_PAIRS",
+            "VENV",
+            "PYTHON",
+            "VIRTUAL_ENV",
+            "SETUP_DRY_RUN",
+        }
     }
     return subprocess.run(
         ["bash", str(project / command), *arguments],
@@ -160,6 +171,25 @@ def test_data_without_train_is_the_training_folder(project, tmp_path):
     assert "--lfw_pairs" not in bare
     assert option(validated, "--lfw_dir") == str(project / "lfw")
     assert option(validated, "--lfw_pairs") == "/pairs.txt"
+
+
+def test_classes_are_validated_on_their_test_folder(project, tmp_path):
+    result = start(project, "scripts/train_googlenet.sh")
+    assert result.returncode == 0, result.stderr
+    prepare, bare = calls(project)
+    assert prepare == ["data/mini_imagenet/prepare.py", "--synthetic", "--out_dir", "data/mini_imagenet/generated"]
+    assert option(bare, "--data_dir") == "data/mini_imagenet/generated"
+    assert option(bare, "--network") == "googlenet"
+    face_folder(tmp_path / "images", split=True)
+    start(project, "scripts/train_googlenet.sh", "--max_epochs", "1", DATA=str(tmp_path / "images"), LFW_DIR="lfw")
+    train = calls(project)[-1]
+    assert option(train, "--data_dir") == str(tmp_path / "images" / "train")
+    assert option(train, "--val_dir") == str(tmp_path / "images" / "test")
+    assert "--lfw_dir" not in train
+    assert "--lfw_pairs" not in train
+    (tmp_path / "images" / "test").rename(tmp_path / "images" / "val")
+    start(project, "scripts/train_googlenet.sh", DATA=str(tmp_path / "images"))
+    assert option(calls(project)[-1], "--val_dir") == str(tmp_path / "images" / "val")
 
 
 def test_data_that_is_missing_is_named(project):

@@ -58,7 +58,7 @@ def test_files_that_readme_links_to_exist():
 
 
 def test_options_of_the_launchers_exist():
-    for launcher in sorted(ROOT.glob("*.sh")):
+    for launcher in [*sorted(ROOT.glob("*.sh")), *sorted((ROOT / "scripts").glob("train_*.sh"))]:
         text = launcher.read_text()
         recipe = re.search(r"recipe=\((.*?)\)", text, re.DOTALL)
         script = re.search(r"launch\.sh\" (\w+\.py)", text)

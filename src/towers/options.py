@@ -11,7 +11,7 @@ from . import __version__
 from .distribution import REDUCTIONS
 from .errors import UserError
 from .losses.triplet import MINING_RULES
-from .networks import NETWORKS
+from .networks import NETWORKS, NORMS
 from .training.loop import Interrupted
 from .training.optimizers import OPTIMIZERS
 from .training.triplets import MINING_SCOPES
@@ -35,7 +35,22 @@ class Parser(argparse.ArgumentParser):
 
     def parse_args(self, args=None, namespace=None):
         args = sys.argv[1:] if args is None else args
-        return super().parse_args([_underscores(argument) for argument in args], namespace)
+        arguments = super().parse_args([_underscores(argument) for argument in args], namespace)
+        for name, value in self._network_defaults(getattr(arguments, "network", None)).items():
+            if getattr(arguments, name) is None:
+                setattr(arguments, name, value)
+        return arguments
+
+    def _network_defaults(self, network: str | None) -> dict:
+        """Values of the options that the network decides; ``networks.build`` complains of one that is not known."""
+        if network is None:
+            return {}
+        known = NETWORKS.get(network)
+        embedding_size = None if known is None else known.embedding_size
+        return {
+            "embedding_size": embedding_size or self.default_embedding_size,
+            "keep_probability": 1.0 if known is None else known.keep_probability,
+        }
 
 
 class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -180,11 +195,20 @@ def add_filtering(parser: Parser, *, held_out: bool = True) -> None:
     group.add_argument(
         "--min_nrof_val_images_per_class", type=int, default=0, help="hold out only from classes that give so many"
     )
+    group.add_argument(
+        "--val_dir", type=Path, help="other pictures of the same classes to validate on: DIR/Class/picture.jpg"
+    )
 
 
 def add_softmax(parser: Parser) -> None:
     group = parser.add_argument_group("losses")
     group.add_argument("--label_smoothing", type=float, default=0.0, help="share of the target spread over all classes")
+    group.add_argument(
+        "--auxiliary_loss_factor",
+        type=float,
+        default=0.3,
+        help="weight of each auxiliary classifier's loss, where the network has some (googlenet); 0: none are made",
+    )
     group.add_argument("--center_loss_factor", type=float, default=0.0, help="weight of the center loss")
     group.add_argument("--center_loss_alfa", type=float, default=0.95, help="share of a center that a step keeps")
     group.add_argument("--prelogits_norm_loss_factor", type=float, default=0.0, help="weight of the embedding's norm")
@@ -215,8 +239,21 @@ def add_network(parser: Parser, *, network: str, embedding_size: int) -> None:
         default=network,
         help=f"one of {', '.join(NETWORKS)}",
     )
-    group.add_argument("--embedding_size", type=int, default=embedding_size, help="values of an embedding")
-    group.add_argument("--keep_probability", type=float, default=1.0, help="share of values that dropout keeps")
+    parser.default_embedding_size = embedding_size
+    group.add_argument(
+        "--embedding_size",
+        type=int,
+        help=f"values of an embedding (default: {embedding_size}; googlenet: {NETWORKS['googlenet'].embedding_size})",
+    )
+    group.add_argument(
+        "--keep_probability",
+        type=float,
+        help="share of values that dropout keeps "
+        f"(default: 1, no dropout; googlenet: {NETWORKS['googlenet'].keep_probability})",
+    )
+    group.add_argument(
+        "--norm", choices=NORMS, default="bn", help="of googlenet: bn, or lrn as in its paper; the others have bn"
+    )
     group.add_argument(
         "--use_fixed_image_standardization",
         action=argparse.BooleanOptionalAction,

@@ -1,4 +1,4 @@
-"""Pictures of a run: the ROC of a validation, and the curves of `metrics.jsonl`. Drawn without a display."""
+"""Pictures of a run: ROC, curves of `metrics.jsonl`, confusion, sheets of pictures. Drawn without a display."""
 
 import json
 from pathlib import Path
@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 
 from .errors import StorageError, UserError
@@ -13,8 +14,14 @@ from .evaluation.verification import Verification, true_accept_rate
 
 MARKED_FAR = 1e-3
 MOST_NAMED_TOWERS = 8
+MOST_NAMED_CLASSES = 150
+SHEET_COLUMNS = 8
 BLUE, ORANGE, GREEN, GREY = "#0060a8", "#d55e00", "#00825c", "#8a8a8a"
-VALIDATION_CURVES = (("lfw_accuracy", "LFW accuracy", ORANGE), ("val_accuracy", "validation accuracy", GREEN))
+VALIDATION_CURVES = (
+    ("lfw_accuracy", "LFW accuracy", ORANGE),
+    ("val_accuracy", "validation accuracy", GREEN),
+    ("val_top5", "validation top-5", BLUE),
+)
 
 
 def roc(verification: Verification, path: str | Path) -> None:
@@ -80,6 +87,44 @@ def curves(metrics_path: str | Path, path: str | Path) -> None:
     panels[-1].set_xlabel("step")
     if cut_lines:
         figure.suptitle(f"{cut_lines} unreadable line{'s' * (cut_lines > 1)} left out", fontsize="small")
+    _save(figure, path)
+
+
+def confusion(counts: np.ndarray, names: list[str], path: str | Path) -> None:
+    """Draws what is taken for what to a PNG: a row a true class, a column a predicted one.
+
+    counts: [C, C]; a field is the share of its row, on a root scale so that single mistakes show. Classes are named
+    where there are few enough. Raises StorageError where `path` cannot be written.
+    """
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    side = float(np.clip(0.16 * len(counts), 5.0, 16.0))
+    figure = Figure(figsize=(side + 1.5, side), layout="constrained", dpi=100)
+    axes = figure.add_subplot()
+    image = axes.imshow(shares, cmap="magma", norm=PowerNorm(0.5, 0, 1), interpolation="nearest")
+    if len(names) <= MOST_NAMED_CLASSES:
+        ticks = np.arange(len(names))
+        axes.set_xticks(ticks, names, rotation=90, fontsize=6)
+        axes.set_yticks(ticks, names, fontsize=6)
+    axes.set(xlabel="taken for", ylabel="is")
+    figure.colorbar(image, ax=axes, label="share of the pictures of a class", shrink=0.8)
+    _save(figure, path)
+
+
+def picture_sheet(pictures: list[np.ndarray], captions: list[str], title: str, path: str | Path) -> None:
+    """Draws pictures, uint8 RGB [H, W, 3] of any sizes, with a caption above each, to a PNG.
+
+    Raises StorageError where `path` cannot be written.
+    """
+    columns = min(SHEET_COLUMNS, max(len(pictures), 1))
+    rows = max(-(-len(pictures) // columns), 1)
+    figure = Figure(figsize=(1.7 * columns, 2.1 * rows + 0.4), layout="constrained", dpi=100)
+    panels = figure.subplots(rows, columns, squeeze=False).ravel()
+    for panel in panels:
+        panel.set_axis_off()
+    for panel, picture, caption in zip(panels, pictures, captions, strict=False):
+        panel.imshow(picture)
+        panel.set_title(caption, fontsize=6)
+    figure.suptitle(title, fontsize="small")
     _save(figure, path)
 
 

@@ -73,6 +73,30 @@ def test_other_networks_over_3_steps(train_synthetic, network, towers):
 
 
 @pytest.mark.parametrize("towers", [2, 4])
+def test_auxiliary_classifiers(train_synthetic, towers):
+    """Their losses are summed into the loss, by tower, and the update is that of one tower."""
+    options = {"steps": 5, "auxiliary": True, "center_loss_factor": 0.0, "prelogits_norm_loss_factor": 0.0}
+    one, other = train_synthetic(towers=1, **options), train_synthetic(towers=towers, **options)
+    assert_equal_runs(one, other, 1e-9)
+    assert other["tower_aux1"].shape == (5, towers)
+    parts = other["tower_main"] + 0.3 * (other["tower_aux1"] + other["tower_aux2"])
+    np.testing.assert_allclose(parts, other["tower_losses"], rtol=1e-12)
+    assert np.abs(other["state/aux1/bias"]).max() > 1e-4
+    assert np.abs(other["tower_aux1"] - other["tower_aux2"]).max() > 1e-3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("norm", ["bn", "lrn"])
+@pytest.mark.parametrize("towers", [2, 4])
+def test_googlenet_over_3_steps(train_synthetic, norm, towers):
+    options = {"network": "googlenet", "steps": 3, "image_size": 65, "embedding_size": 1024, "auxiliary": True}
+    options |= {"norm": norm, "sync_bn": norm == "bn", "center_loss_factor": 0.0, "learning_rate": 0.01}
+    one, other = train_synthetic(towers=1, **options), train_synthetic(towers=towers, **options)
+    assert_equal_runs(one, other, 1e-9)
+    assert other["tower_aux2"].shape == (3, towers)
+
+
+@pytest.mark.parametrize("towers", [2, 4])
 def test_float32_gradients_of_the_first_step(train_synthetic, towers):
     options = {"steps": 1, "precision": "float32", "optimizer": "SGD", "learning_rate": 1.0, "weight_decay": 0.0}
     one, other = train_synthetic(towers=1, **options), train_synthetic(towers=towers, **options)

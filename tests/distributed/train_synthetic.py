@@ -44,8 +44,17 @@ def main(
     weight_decay=5e-4,
     center_loss_factor=0.1,
     poison=None,
+    norm="bn",
+    prelogits_norm_loss_factor=1e-3,
+    auxiliary=False,
+    auxiliary_loss_factor=0.3,
 ) -> dict[str, np.ndarray]:
-    """``poison``: [step, index in the global batch] whose picture is made NaN."""
+    """Train a few steps.
+
+    Args:
+      poison: [step, index in the global batch] whose picture is made NaN.
+      auxiliary: with auxiliary classifiers; ``small`` gets two, after its first and its third block.
+    """
     spread = run.set_up(towers=towers, reduction=reduction, precision=precision, seed=1)
     dtype = "float64" if precision == "float64" else "float32"
     with spread.scope():
@@ -55,11 +64,22 @@ def main(
             embedding_size=embedding_size,
             sync_bn=sync_bn,
             keep_probability=keep_probability,
+            norm=norm,
+            auxiliary=auxiliary,
             seed=1,
         )
+        if auxiliary and network == "small":
+            taps = [model.get_layer(f"block{block}_prelu").output for block in (1, 3)]
+            pooled = [keras.layers.GlobalAveragePooling2D(name=f"aux{n}_pool")(tap) for n, tap in enumerate(taps, 1)]
+            model = keras.Model(model.inputs[0], [model.outputs[0], *pooled])
+        auxiliary_heads = [
+            ReplicatedHead(NUM_CLASSES, output.shape[-1], seed=1 + index, dtype=dtype, name=f"aux{index}")
+            for index, output in enumerate(model.outputs[1:], start=1)
+        ]
         head = ReplicatedHead(NUM_CLASSES, embedding_size, seed=1, dtype=dtype)
         centers = CenterTable(NUM_CLASSES, embedding_size, 0.5, dtype)
-        trained = [*model.trainable_variables, *head.trainable_variables]
+        heads = [head, *auxiliary_heads]
+        trained = [*model.trainable_variables, *(variable for each in heads for variable in each.trainable_variables)]
         rule = optimizers.build(optimizer)
         rule.build(trained)
         average = WeightAverage(trained, 0.9)
@@ -70,13 +90,15 @@ def main(
         make_objective(
             head,
             lambda batch: tf.cast(batch["image"], model.compute_dtype),
+            auxiliary_heads=auxiliary_heads,
+            auxiliary_loss_factor=auxiliary_loss_factor,
             centers=centers,
             center_loss_factor=center_loss_factor,
-            prelogits_norm_loss_factor=1e-3,
+            prelogits_norm_loss_factor=prelogits_norm_loss_factor,
         ),
         rule,
         variables=trained,
-        decayed=[*decayed_variables(model), *head.decayed_variables],
+        decayed=[*decayed_variables(model), *(variable for each in heads for variable in each.decayed_variables)],
         statistics=moving_statistics(model),
         weight_decay=weight_decay,
         clip_norm=clip_norm,
@@ -101,10 +123,12 @@ def main(
         for name in ("loss", "gradient_norm", "finite"):
             logs[name].append(shared[name].numpy())
         logs["tower_losses"].append(per_tower["loss"].numpy())
+        for name in ("main", *(each.name for each in auxiliary_heads)):
+            logs.setdefault(f"tower_{name}", []).append(per_tower[name].numpy())
     variables = {
         **state.named("network", model.variables),
         **{f"optimizer/{name}": variable for name, variable in optimizers.state(rule).items()},
-        **head.variables(),
+        **{variable.path: variable for each in heads for variable in each.trainable_variables},
         **centers.variables(),
         **{f"average/{name}": variable for name, variable in average.variables().items()},
     }

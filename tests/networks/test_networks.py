@@ -22,8 +22,13 @@ def networks():
     """Every network in float64, at its least size and with dropout: made once, because the large ones take seconds."""
     keras.mixed_precision.set_dtype_policy("float64")
     yield {
-        name: build(name, image_size=NETWORKS[name].least_image_size, embedding_size=512, keep_probability=0.8)
-        for name in NETWORKS
+        name: build(
+            name,
+            image_size=network.least_image_size,
+            embedding_size=network.embedding_size or 512,
+            keep_probability=0.8,
+        )
+        for name, network in NETWORKS.items()
     }
     keras.mixed_precision.set_dtype_policy("float32")
 
@@ -134,11 +139,12 @@ def test_float64_is_float64_throughout(networks, name):
 @pytest.mark.parametrize("name", NETWORKS)
 def test_embeddings_and_dropout_in_training_only(networks, name):
     network = networks[name]
-    assert [layer.name for layer in network.layers][-3:] == ["dropout", "embedding", "embedding_bn"]
+    last = ["dropout"] if NETWORKS[name].embedding_size else ["dropout", "embedding", "embedding_bn"]
+    assert [layer.name for layer in network.layers][-len(last) :] == last
     assert network.get_layer("dropout").rate == pytest.approx(0.2)
     images = pictures(2, network.input_shape[1])
     embeddings = network(images).numpy()
-    assert embeddings.shape == (2, 512)
+    assert embeddings.shape == (2, NETWORKS[name].embedding_size or 512)
     assert np.isfinite(embeddings).all()
     np.testing.assert_array_equal(network(images), embeddings)
     for layer in network.layers:
@@ -261,7 +267,7 @@ def test_roles_go_by_the_type_of_the_layer():
 @pytest.mark.parametrize(
     "name, changes, part",
     [
-        ("resnet", {}, "inception_resnet_v1, mobilefacenet, mobilefacenet_y1, small"),
+        ("resnet", {}, "googlenet, inception_resnet_v1, mobilefacenet, mobilefacenet_y1, small"),
         ("small", {"image_size": 27}, "28 pixels"),
         ("mobilefacenet", {"image_size": 47}, "48 pixels"),
         ("mobilefacenet_y1", {"image_size": 47}, "48 pixels"),

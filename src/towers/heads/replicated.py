@@ -22,12 +22,23 @@ class ReplicatedHead:
       seed: of the weights, uniform within sqrt(6 / (C + D)) (Glorot and Bengio 2010), alike in every dtype up to
         rounding.
       dtype: type of the weights, the logits and the loss: float32 or float64.
+      name: begins the paths of its variables; each head of a network needs its own.
     """
 
-    def __init__(self, num_classes: int, embedding_size: int, *, use_bias: bool = True, seed: int, dtype="float32"):
+    def __init__(
+        self,
+        num_classes: int,
+        embedding_size: int,
+        *,
+        use_bias: bool = True,
+        seed: int,
+        dtype="float32",
+        name: str = "head",
+    ):
+        self.name = name
         limit = math.sqrt(6.0 / (num_classes + embedding_size))
         weights = np.random.default_rng(seed).uniform(-limit, limit, (num_classes, embedding_size))
-        with keras.name_scope("head"):
+        with keras.name_scope(name):
             self.weights = keras.Variable(weights, dtype=dtype, name="weights")
             self.bias = keras.Variable(np.zeros(num_classes), dtype=dtype, name="bias") if use_bias else None
 
@@ -42,7 +53,7 @@ class ReplicatedHead:
         return [self.weights]
 
     def variables(self) -> dict[str, keras.Variable]:
-        """Name -> variable, for checkpoints: ``head/weights`` and ``head/bias``."""
+        """Name -> variable, for checkpoints: ``<name>/weights`` and ``<name>/bias``."""
         return {variable.path: variable for variable in self.trainable_variables}
 
     def prepare(self, labels: tf.Tensor) -> tuple[tf.Variable, ...]:

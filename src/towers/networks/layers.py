@@ -224,3 +224,19 @@ class ScaledAdd(keras.layers.Layer):
 
     def get_config(self):
         return {**super().get_config(), "scale": self.scale}
+
+
+@keras.saving.register_keras_serializable(package="towers")
+class LocalResponseNormalization(keras.layers.Layer):
+    """x / (1 + alpha / 5 * (sum of x^2 over the 5 nearest channels)) ^ 0.75, at each pixel of [b, H, W, C].
+
+    Krizhevsky et al., 2012, section 3.3, with the values of the Caffe networks: k = 1, alpha = 1e-4 over n = 5,
+    beta = 0.75. Sums are never of a smaller type than float32; TensorFlow's own op has no float64.
+    """
+
+    def call(self, inputs):
+        values = tf.cast(inputs, wide_dtype())
+        squares = tf.pad(values**2, [[0, 0], [0, 0], [0, 0], [2, 2]])
+        channels = inputs.shape[-1]
+        sums = tf.add_n([squares[..., shift : shift + channels] for shift in range(5)])
+        return tf.cast(values * (1 + 1e-4 / 5 * sums) ** -0.75, inputs.dtype)

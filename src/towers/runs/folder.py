@@ -33,6 +33,7 @@ MAY_DIFFER = frozenset(
         "time_towers",
         "debug",
         "dry_run",
+        "val_dir",
         "lfw_dir",
         "lfw_pairs",
         "lfw_batch_size",

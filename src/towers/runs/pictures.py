@@ -1,5 +1,6 @@
 """The training pictures of a run: a folder or the embedded data set, filtered, with some held out."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,10 +13,10 @@ import tensorflow as tf
 from ..datasets import filtering, folder, splitting
 from ..datasets.augmentation import augment
 from ..datasets.cropping import RandomResizedCrop
-from ..errors import UserError
+from ..errors import BadData, UserError
 
 SOURCE_OPTIONS = "data_dir filter_filename filter_percentile filter_min_nrof_images_per_class"
-OPTIONS = f"{SOURCE_OPTIONS} validation_set_split_ratio min_nrof_val_images_per_class seed"
+OPTIONS = f"{SOURCE_OPTIONS} validation_set_split_ratio min_nrof_val_images_per_class val_dir seed"
 AUGMENTATION_OPTIONS = "seed image_size random_crop random_flip random_rotate random_color"
 CROP_OPTIONS = "seed image_size random_resized_crop min_crop_area"
 LOAD_OPTIONS = "load_size image_size random_crop random_resized_crop random_color"
@@ -42,27 +43,38 @@ def training_pictures(
     filter_min_nrof_images_per_class: int,
     validation_set_split_ratio: float = 0.0,
     min_nrof_val_images_per_class: int = 0,
+    val_dir: Path | None = None,
     seed: int = 0,
 ):
-    """Read, filter and split.
+    """Read, filter and split, or take ``val_dir`` as the pictures held out.
 
     Returns:
       (training source, source of the pictures held out or None, their labels [M]).
 
     Raises:
-      UserError: no ``data_dir``, or a share out of its range.
-      BadData: nothing to train on there.
+      UserError: no ``data_dir``, a share out of its range, or two ways to hold out at once.
+      BadData: nothing to train on there, or ``val_dir`` has other classes, or files of ``data_dir``.
     """
     if data_dir is None:
         raise UserError("give --data_dir FOLDER with pictures as FOLDER/Class/picture.jpg, or --synthetic")
     if not 0 <= validation_set_split_ratio < 1:
         raise UserError(f"--validation_set_split_ratio {validation_set_split_ratio}: a share of 0 or more, below 1")
+    if val_dir is not None and validation_set_split_ratio:
+        raise UserError(
+            f"--val_dir {val_dir} and --validation_set_split_ratio {validation_set_split_ratio} both say what is held "
+            "out; give one of them"
+        )
+    refuse_root_of_splits(data_dir)
     source = folder.read_folder(data_dir)
     if filter_filename is not None:
         metrics = filtering.read_filtering_metrics(filter_filename)
         source = filtering.filter_dataset(source, metrics, filter_percentile, filter_min_nrof_images_per_class)
     elif filter_min_nrof_images_per_class > 1:
         source = filtering.filter_by_class_size(source, filter_min_nrof_images_per_class)
+    if val_dir is not None:
+        pictures, labels = labelled_pictures(val_dir, source.class_names)
+        _refuse_shared_files(source, pictures)
+        return source, pictures, labels
     if not validation_set_split_ratio:
         return source, None, np.zeros(0, np.int64)
     kept, held_out = splitting.split_classes(
@@ -70,6 +82,61 @@ def training_pictures(
     )
     pictures = folder.PathSource([source.where(int(record)) for record in held_out]) if len(held_out) else None
     return kept, pictures, source.labels[held_out]
+
+
+def labelled_pictures(root: Path, class_names: list[str]) -> tuple[folder.PathSource, np.ndarray]:
+    """The pictures of a folder of class folders and their labels [N] by ``class_names``; not all classes need be there.
+
+    Raises:
+      BadData: a class that is not among ``class_names``.
+    """
+    source = folder.read_folder(root)
+    known = {name: label for label, name in enumerate(class_names)}
+    foreign = [name for name in source.class_names if name not in known]
+    if foreign:
+        shown = ", ".join(foreign[:5]) + (" ..." if len(foreign) > 5 else "")
+        raise BadData(
+            f"{root}: {len(foreign)} of {len(source.class_names)} classes are not among the {len(known)} trained ones: "
+            f"{shown}; its folders must have the names of the training folders, such as {class_names[0]}"
+        )
+    labels = np.array([known[name] for name in source.class_names], np.int64)[source.labels]
+    return folder.PathSource([source.where(record) for record in range(len(source))]), labels
+
+
+def refuse_root_of_splits(data_dir: Path) -> None:
+    """Raise UserError for the folder above train/ and val/ or test/, whose parts would pass for classes."""
+    parts = {name for name in ("train", "val", "test") if _holds_folders(data_dir / name)}
+    if "train" in parts and len(parts) > 1:
+        raise UserError(
+            f"--data_dir {data_dir}: holds {' and '.join(sorted(parts))}, which are no classes; give "
+            f"--data_dir {data_dir / 'train'}, and the other one to validate on (--val_dir, or --lfw_dir for people)"
+        )
+
+
+def _holds_folders(path: Path) -> bool:
+    if not path.is_dir():
+        return False
+    with os.scandir(path) as entries:
+        return any(entry.is_dir() for entry in entries)
+
+
+def _refuse_shared_files(source: folder.Source, pictures: folder.PathSource) -> None:
+    """Raise BadData where one file, through links too, is trained on and validated on."""
+    trained = {_file_identity(path): path for path in map(source.where, range(len(source)))}
+    for path in pictures.paths:
+        twin = trained.get(_file_identity(path))
+        if twin is not None:
+            raise BadData(f"{path}: is the same file as {twin}, which is trained on; take it out of one of them")
+
+
+def _file_identity(path: str) -> tuple[int, int]:
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        raise BadData(
+            f"{path}: {error.strerror}; if it is a link, the pictures were moved: make the folder again"
+        ) from error
+    return status.st_dev, status.st_ino
 
 
 def load_size(

@@ -10,7 +10,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from .. import checkpoints, export, plots
+from .. import checkpoints, export, networks, plots
 from ..datasets.cropping import RandomResizedCrop
 from ..datasets.pipeline import Quarantine, train_dataset
 from ..distribution import Towers
@@ -27,7 +27,7 @@ OPTIONS = (
     "optimizer weight_decay clip_norm moving_average_decay run_dir checkpoint_every_n_steps keep_checkpoints "
     "validate_every_n_epochs log_every log_histograms max_bad_fraction audit_data time_towers"
 )
-NETWORK_OPTIONS = "network use_fixed_image_standardization image_size embedding_size keep_probability sync_bn seed"
+NETWORK_OPTIONS = "network use_fixed_image_standardization image_size embedding_size keep_probability norm sync_bn seed"
 POLICIES = {"float32": "float32", "float64": "float64", "bfloat16": "mixed_bfloat16", "float16": "mixed_float16"}
 
 
@@ -87,6 +87,7 @@ def train(
     time_towers: bool,
     model_facts: dict,
     warn: Callable[[dict], str | None] | None = None,
+    classifier: Callable[[], tuple[np.ndarray, np.ndarray | None]] | None = None,
 ) -> Path:
     """Train, validate and export; goes on where the run folder's newest checkpoint ends.
 
@@ -102,6 +103,7 @@ def train(
       options: the resolved options, for ``options.json``.
       model_facts: what else ``model.json`` records.
       warn: the metrics of a logged step -> a line for the user, or None.
+      classifier: gives the class weights [C, D] and bias [C] for the model folder, None: it gets none.
 
     Returns:
       The run folder.
@@ -176,7 +178,12 @@ def train(
                 for validator in validators:
                     metrics |= validator(log, step)
                 facts = {"network": network_arguments, "load_size": load_size, "step": step, **model_facts}
-                export.save_model(folder.path / "model", network, {**facts, "validation": metrics})
+                export.save_model(
+                    folder.path / "model",
+                    networks.inference(network),
+                    {**facts, "validation": metrics},
+                    None if classifier is None else classifier(),
+                )
             log.validation(metrics)
             if log_histograms:
                 log.histograms(trained, step)
@@ -222,14 +229,15 @@ def train(
 
 
 def start_from(folder: Path, network: keras.Model) -> None:
-    """Give ``network`` the weights of a run or model folder (--pretrained_model); the head starts anew.
+    """Give ``network`` the weights of a run or model folder (--pretrained_model); heads and auxiliary parts start anew.
 
     Raises:
       UserError: no model there, or one of another network.
       StorageError: weights that are damaged.
     """
     path, facts = export.read_facts(folder)
-    state.write(state.named("network", network.variables), export.read_weights(path, facts), str(path))
+    exported = networks.inference(network).variables
+    state.write(state.named("network", exported), export.read_weights(path, facts), str(path))
 
 
 def _resume(folder: RunFolder, variables: dict, fingerprint: str) -> tuple[int, list[str]]:

@@ -13,6 +13,7 @@ from ..datasets.folder import PathSource
 from ..datasets.pipeline import Quarantine, evaluation_dataset
 from ..distribution import Towers
 from ..errors import BadData, UserError
+from ..evaluation.classification import TOP, classify
 from ..evaluation.embedding import embed
 from ..evaluation.lfw import LfwPairs, read_pairs, resolve_pairs
 from ..evaluation.neighbours import recall_at_1
@@ -180,7 +181,9 @@ def pairs_validator(
 def classes_validator(
     towers: Towers, network: keras.Model, held_out, labels: np.ndarray, head, *, image_size: int, load_size: int
 ) -> Callable[[RunLog, int], dict]:
-    """Validation on held-out pictures of the trained classes: cross-entropy and top-1 over all classes.
+    """Validation on other pictures of the trained classes: cross-entropy, top-1 and top-5 over all classes.
+
+    Top-5 is left out where there are no more than 5 classes. Unreadable pictures are named and do not count.
 
     Args:
       held_out: source of the pictures; ``labels``: [N].
@@ -188,13 +191,18 @@ def classes_validator(
     """
 
     def validate(log: RunLog, step: int) -> dict:
-        embeddings, _ = embed_source(towers, network, held_out, image_size=image_size, load_size=load_size)
-        weights, bias = head.export()
-        logits = embeddings @ weights.T + bias
-        shifted = logits - logits.max(axis=1, keepdims=True)
-        losses = np.log(np.exp(shifted).sum(axis=1)) - shifted[np.arange(len(labels)), labels]
-        accuracy = float((logits.argmax(axis=1) == labels).mean())
-        log.text(f"Held-out pictures: accuracy {accuracy:.5f}, cross-entropy {losses.mean():.4f}")
-        return {"val_accuracy": accuracy, "val_loss": float(losses.mean())}
+        embeddings, bad = embed_source(towers, network, held_out, image_size=image_size, load_size=load_size)
+        if bad:
+            log.text(f"{len(bad)} unreadable picture(s) left out, the first {held_out.where(min(bad))}")
+        readable = np.setdiff1d(np.arange(len(labels)), list(bad))
+        result = classify(embeddings[readable], *head.export(), labels[readable])
+        metrics = {"val_accuracy": result.top(1), "val_loss": result.loss}
+        if result.num_classes > TOP:
+            metrics["val_top5"] = result.top(TOP)
+        top5 = f", top-5 {metrics['val_top5']:.5f}" if "val_top5" in metrics else ""
+        log.text(
+            f"{len(result)} held-out pictures: accuracy {result.top(1):.5f}{top5}, cross-entropy {result.loss:.4f}"
+        )
+        return metrics
 
     return validate

@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+# Trains GoogLeNet with its auxiliary classifiers on pictures of 100 classes, and validates it on pictures it has not seen.
+#
+#   bash scripts/train_googlenet.sh                                          # drawn stand-in, all GPUs or 2 CPU towers
+#   DATA=data/mini_imagenet/real bash scripts/train_googlenet.sh --image_size 224 --batch_size 256 --max_epochs 100
+#
+# Data: data/mini_imagenet, the drawn stand-in of 100 classes x 100 pictures, made on the first run, split 7:3.
+# Hardware: two CPU cores, or GPUs.
+# Time: not yet run.
+# Result: not yet run.
+# DATA (train/ with test/ or val/), TOWERS and OUT are told in scripts/launch.sh.
+set -euo pipefail
+
+recipe=(
+  # 84 pixels are a seventh of the work of 224.
+  --network googlenet --norm bn --image_size 84
+  --random_crop --random_flip
+  --label_smoothing 0.1 --moving_average_decay 0.99
+  --batch_size 64 --optimizer MOM --learning_rate 0.1 --learning_rate_schedule cosine --warmup_steps 50
+  --weight_decay 2e-4
+  --max_epochs 8 --validate_every_n_epochs 4
+)
+
+PICTURES=classes exec bash "$(dirname "${BASH_SOURCE[0]}")/launch.sh" train_softmax.py "${recipe[@]}" "$@"
