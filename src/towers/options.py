@@ -11,7 +11,7 @@ from . import __version__
 from .distribution import REDUCTIONS
 from .errors import UserError
 from .losses.triplet import MINING_RULES
-from .networks import NETWORKS
+from .networks import ALIASES, EMBEDDING_HEADS, NETWORKS
 from .training.loop import Interrupted
 from .training.optimizers import OPTIMIZERS
 from .training.triplets import MINING_SCOPES
@@ -203,9 +203,15 @@ def add_network(parser: Parser, *, network: str, embedding_size: int) -> None:
         "--model_def",
         type=lambda name: name.removeprefix("models."),
         default=network,
-        help=f"one of {', '.join(NETWORKS)}",
+        help=f"one of {', '.join([*NETWORKS, *ALIASES])}",
     )
     group.add_argument("--embedding_size", type=int, default=embedding_size, help="values of an embedding")
+    group.add_argument(
+        "--embedding_head",
+        choices=tuple(EMBEDDING_HEADS),
+        help="InsightFace's name of what comes after the last map (default: E for r18 to r200, GDC for mobilefacenet, "
+        "mobilefacenet_y1 and mnas05; the other networks have their own)",
+    )
     group.add_argument("--keep_probability", type=float, default=1.0, help="share of values that dropout keeps")
     group.add_argument(
         "--use_fixed_image_standardization",
