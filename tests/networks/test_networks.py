@@ -10,7 +10,6 @@ from towers.networks.layers import BatchNormalization
 from towers.networks.mnasnet import mnasnet
 from towers.networks.small import first_stride
 
-
 # r34 to r200 differ from r18 in the number of units only.
 VARIED = [name for name in NETWORKS if name not in UNITS or name == "r18"]
 

@@ -141,7 +141,7 @@ class EmbeddingHead(NamedTuple):
     normalized: bool
 
 
-# InsightFace's names (`net_output`). Dropout stands before the linear layer of each, as --keep_probability says: so E is
+# InsightFace's names (`net_output`). Dropout stands before the linear layer of each, as --keep_probability says: E is
 # FC and I, F is G. InsightFace's Z, the flattened map itself, has no embedding size and is left out.
 EMBEDDING_HEADS = {
     "E": EmbeddingHead(_normalized_map, True),
