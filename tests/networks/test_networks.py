@@ -117,10 +117,26 @@ def test_iresnets_have_the_published_size(name, parameters, giga):
     assert round(multiplications(network) / 1e9, 2) == giga
 
 
+def mnasnet_parameters(width, embedding_size):
+    """The block table of InsightFace's fmnasnet: a BN of 2 a channel after each convolution, PReLUs of one slope."""
+    channels, outputs = int(32 * width), int(16 * width)
+    total = (27 + 2) * channels + 1 + (9 + 2) * channels + 1 + (channels + 2) * outputs + 1
+    table = ((3, 24, 3, 3), (3, 40, 3, 5), (6, 80, 3, 5), (6, 96, 2, 3), (6, 192, 4, 5), (6, 320, 1, 3))
+    for expansion, filters, units, kernel_size in table:
+        filters = int(filters * width)
+        for area in [kernel_size**2] + [9] * (units - 1):
+            expanded = expansion * outputs
+            total += (outputs + 2) * expanded + 1 + (area + 2) * expanded + 1 + (expanded + 2) * filters
+            outputs = filters
+    last = int(1024 * width)
+    return total + (outputs + 2) * last + 1 + (49 + 2 + embedding_size) * last + embedding_size
+
+
 @pytest.mark.parametrize("width, millions, giga", [(0.5, 0.93, 0.083), (1, 3.26, 0.30)])
 def test_mnasnet_has_the_published_size(width, millions, giga):
     network = mnasnet(112, 256, 1.0, False, "fixed", 0, "GDC", width)
-    assert round(count(network.trainable_variables) / 1e6, 2) == millions
+    assert count(network.trainable_variables) == mnasnet_parameters(width, 256)
+    assert round((count(network.trainable_variables) + 2 * 256) / 1e6, 2) == millions
     assert network.get_layer("last_prelu").output.shape == (None, 7, 7, 1024 * width)
     assert multiplications(network) / 1e9 == pytest.approx(giga, abs=0.005)
 
@@ -144,7 +160,7 @@ def test_a_unit_of_an_iresnet_equals_its_equations(networks):
         return scaled * layer.gamma.numpy() + layer.beta.numpy()
 
     whole = keras.Model(parts["bn1"].input, network.get_layer("stage2_unit1_add").output)
-    x = rng.normal(size=(2, 6, 6, 64))
+    x = rng.normal(size=(2, 14, 14, 64))
     y = norm(numpy_conv(norm(x, parts["bn1"]), parts["conv1"].kernel.numpy(), 1), parts["bn2"])
     y = np.where(y > 0, y, parts["prelu"].slope.numpy() * y)
     y = norm(numpy_conv(y, parts["conv2"].kernel.numpy(), 2), parts["bn3"])
