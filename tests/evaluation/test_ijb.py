@@ -69,6 +69,12 @@ def test_one_score_for_all_accepts_nobody():
     assert rates.tar_at_far == {0.1: 0, 1.0: 1}
 
 
+def test_two_scores_separate_all():
+    """The shortest ROC with a corner."""
+    rates = ijb.rate_pairs(np.array([1.0, 0, 1, 0, 0]), np.array([True, False, True, False, False]))
+    assert set(rates.tar_at_far.values()) == set(rates.tar_at_nearest_far.values()) == {1}
+
+
 @pytest.fixture
 def meta(tmp_path):
     (tmp_path / "tid_mid.txt").write_text("1.jpg 10 5\n2.jpg 10 -1\n3.jpg 11 6\n")

@@ -200,7 +200,7 @@ def rate_pairs(scores: np.ndarray, same: np.ndarray, fars: Sequence[float] = FAR
     false_accepts, true_accepts = _accepts(genuine, impostors)
     # The corners of the curve are what scikit-learn's roc_curve keeps, and InsightFace takes the nearest of.
     bends = (np.diff(false_accepts, 2) != 0) | (np.diff(true_accepts, 2) != 0)
-    corners = np.concatenate([[True], bends, [True]][: len(false_accepts)]) if len(false_accepts) > 1 else [True]
+    corners = np.concatenate([[True], bends, [True]])[: len(false_accepts)]
     corner_fars = np.append(0, false_accepts[corners]) / len(impostors)
     corner_tars = np.append(0, true_accepts[corners]) / len(genuine)
     exact_fars = np.append(0, false_accepts) / len(impostors)
