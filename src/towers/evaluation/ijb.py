@@ -166,8 +166,8 @@ def score_pairs(features: np.ndarray, left: np.ndarray, right: np.ndarray) -> np
     For benchmarks, where few templates stand on the left of very many pairs: all different left ones are multiplied
     with all right ones, in blocks of left ones.
     """
-    left_rows, left = np.unique(left, return_inverse=True)
-    right_rows, right = np.unique(right, return_inverse=True)
+    left_rows, left = _used_rows(left, len(features))
+    right_rows, right = _used_rows(right, len(features))
     right_features = features[right_rows].T
     block = max(1, SCORES_AT_ONCE // max(1, len(right_rows)))
     block_of = left // block
@@ -181,6 +181,13 @@ def score_pairs(features: np.ndarray, left: np.ndarray, right: np.ndarray) -> np
         scores[pairs] = table[left[pairs] - number * block, right[pairs]]
         begin = end
     return scores
+
+
+def _used_rows(rows: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """The different values of `rows` [P], below `count`, and the place of each row among them; without sorting them."""
+    used = np.zeros(count, bool)
+    used[rows] = True
+    return np.flatnonzero(used), (np.cumsum(used, dtype=np.int32) - 1)[rows]
 
 
 def rate_pairs(scores: np.ndarray, same: np.ndarray, fars: Sequence[float] = FARS) -> PairRates:
