@@ -11,7 +11,7 @@ from . import __version__
 from .distribution import REDUCTIONS
 from .errors import UserError
 from .losses.triplet import MINING_RULES
-from .networks import NETWORKS, NORMS
+from .networks import ALIASES, EMBEDDING_HEADS, NETWORKS, NORMS
 from .training.loop import Interrupted
 from .training.optimizers import OPTIMIZERS
 from .training.triplets import MINING_SCOPES
@@ -237,7 +237,7 @@ def add_network(parser: Parser, *, network: str, embedding_size: int) -> None:
         "--model_def",
         type=lambda name: name.removeprefix("models."),
         default=network,
-        help=f"one of {', '.join(NETWORKS)}",
+        help=f"one of {', '.join([*NETWORKS, *ALIASES])}",
     )
     parser.default_embedding_size = embedding_size
     group.add_argument(
@@ -246,13 +246,19 @@ def add_network(parser: Parser, *, network: str, embedding_size: int) -> None:
         help=f"values of an embedding (default: {embedding_size}; googlenet: {NETWORKS['googlenet'].embedding_size})",
     )
     group.add_argument(
+        "--embedding_head",
+        choices=tuple(EMBEDDING_HEADS),
+        help="InsightFace's name of what comes after the last map (default: E for r18 to r200, GDC for mobilefacenet, "
+        "mobilefacenet_y1 and mnas05; the other networks have their own)",
+    )
+    group.add_argument(
         "--keep_probability",
         type=float,
         help="share of values that dropout keeps "
         f"(default: 1, no dropout; googlenet: {NETWORKS['googlenet'].keep_probability})",
     )
     group.add_argument(
-        "--norm", choices=NORMS, default="bn", help="of googlenet: bn, or lrn as in its paper; the others have bn"
+        "--norm", choices=NORMS, help="of googlenet: bn (default), or lrn as in its paper; the others have bn"
     )
     group.add_argument(
         "--use_fixed_image_standardization",

@@ -8,7 +8,15 @@ from hypothesis import strategies as st
 from sklearn import metrics
 
 from towers.errors import BadData, UserError
-from towers.evaluation.verification import evaluate_pairs, join_flipped, non_finite_rows, report, true_accept_rate
+from towers.evaluation.verification import (
+    evaluate_pairs,
+    flip_report,
+    join_flipped,
+    non_finite_rows,
+    report,
+    true_accept_rate,
+    verify_flipped,
+)
 
 BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "verification.py"
 SPEC = importlib.util.spec_from_file_location("verification_benchmark", BENCHMARK)
@@ -205,3 +213,18 @@ def test_the_benchmark_ends_with_its_json_line(monkeypatch, capsys):
     line = benchmark.json.loads(capsys.readouterr().out.splitlines()[-1])
     assert set(line) == {"name", "value", "unit", "reference", "ratio", "target"}
     assert line["name"] == "verification_10_folds"
+
+
+def test_flip_accuracy_is_that_of_the_normalised_sum():
+    embeddings, pairs, same = benchmark.synthetic_pairs(**SMALL, noise=2.0, seed=6)
+    flipped = embeddings + np.random.default_rng(0).normal(size=embeddings.shape).astype(np.float32)
+    verification, norm = verify_flipped(embeddings, flipped, same)
+    expected = benchmark.slow_evaluation(embeddings.astype(np.float64) + flipped, pairs, same)
+    np.testing.assert_array_equal(verification.fold_accuracies, expected["fold_accuracies"])
+    assert norm == pytest.approx(np.mean([np.linalg.norm(row) for half in (embeddings, flipped) for row in half]))
+    lines = flip_report("lfw", 2000, verification, 22.39, 0.99817).splitlines()
+    assert lines[0] == "[lfw][2000]XNorm: 22.390000"
+    assert lines[1] == f"[lfw][2000]Accuracy-Flip: {expected['accuracy']:1.5f}+-{expected['accuracy_std']:1.5f}"
+    assert lines[2] == "[lfw][2000]Accuracy-Highest: 0.99817"
+    with pytest.raises(ValueError, match="two times"):
+        verify_flipped(embeddings[:-2], flipped[:-2], same)

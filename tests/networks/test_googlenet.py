@@ -148,7 +148,7 @@ def test_lrn_is_wide_under_float16(policy):
     [
         ({"image_size": 64}, "65 pixels or more: its auxiliary classifiers pool 5 x 5"),
         ({"embedding_size": 128}, "give --embedding_size 1024"),
-        ({"norm": "group"}, "bn or lrn"),
+        ({"norm": "group"}, "bn, lrn"),
         ({"norm": "lrn", "sync_bn": True}, "no batch normalisation"),
     ],
 )
@@ -158,5 +158,5 @@ def test_wrong_requests_are_refused(changes, part):
 
 
 def test_lrn_is_for_googlenet():
-    with pytest.raises(UserError, match="network small has bn"):
+    with pytest.raises(UserError, match="network small has its own only; it can be chosen for googlenet"):
         build("small", image_size=28, embedding_size=4, norm="lrn")

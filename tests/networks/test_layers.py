@@ -5,6 +5,7 @@ import tensorflow as tf
 
 from towers.networks.layers import (
     BatchNormalization,
+    NormAwareWeights,
     PairConv2D,
     PReLU,
     ScaledAdd,
@@ -129,6 +130,28 @@ def test_prelu_values_and_gradients(float64):
     np.testing.assert_allclose(by_slope, [-2, -8])
 
 
+def test_prelu_with_one_slope_for_all_channels(float64):
+    x = tf.constant([[-2.0, -3.0], [4.0, -5.0]], tf.float64)
+    layer = PReLU(shared=True)
+    with tf.GradientTape() as tape:
+        y = layer(x)
+    np.testing.assert_allclose(y, [[-0.5, -0.75], [4, -1.25]])
+    np.testing.assert_allclose(tape.gradient(y, layer.slope.value), [-10])
+
+
+def test_norm_aware_weights_give_every_pixel_the_mean_norm(float64):
+    x = random(3, 2, 4, 5, dtype="float64")
+    got = NormAwareWeights()(x).numpy()
+    for picture, result in zip(x, got, strict=True):
+        norms = np.linalg.norm(picture, axis=-1, keepdims=True)
+        np.testing.assert_allclose(result, picture / norms * norms.mean(), rtol=1e-12)
+    zeros = tf.zeros([1, 2, 2, 3], tf.float64)
+    with tf.GradientTape() as tape:
+        tape.watch(zeros)
+        y = NormAwareWeights()(zeros)
+    assert np.isfinite(tape.gradient(y, zeros)).all()
+
+
 def test_pair_convolution_is_a_grouped_convolution(float64):
     x = random(2, 4, 5, 6, dtype="float64")
     layer = PairConv2D(3, kaiming_fan_out(0, "pair", 6, 9))
@@ -163,6 +186,7 @@ def test_first_weights_depend_on_seed_and_name():
         BatchNormalization(momentum=0.5, epsilon=0.1, scale=False, center=False, synchronized=True),
         PairConv2D(5),
         PReLU(),
+        PReLU(shared=True),
     ],
 )
 def test_layers_are_remade_from_their_configuration(layer):

@@ -4,9 +4,14 @@ import pytest
 import tensorflow as tf
 
 from towers.errors import UserError
-from towers.networks import NETWORKS, build, decayed_variables, moving_statistics
+from towers.networks import ALIASES, EMBEDDING_HEADS, NETWORKS, build, decayed_variables, moving_statistics
+from towers.networks.iresnet import UNITS
 from towers.networks.layers import BatchNormalization
+from towers.networks.mnasnet import mnasnet
 from towers.networks.small import first_stride
+
+# r34 to r200 differ from r18 in the number of units only.
+VARIED = [name for name in NETWORKS if name not in UNITS or name == "r18"]
 
 
 def pictures(count, size, seed=0):
@@ -19,16 +24,16 @@ def count(variables):
 
 @pytest.fixture(scope="module")
 def networks():
-    """Every network in float64, at its least size and with dropout: made once, because the large ones take seconds."""
+    """The networks in float64, at its least size and with dropout: made once, because the large ones take seconds."""
     keras.mixed_precision.set_dtype_policy("float64")
     yield {
         name: build(
             name,
-            image_size=network.least_image_size,
-            embedding_size=network.embedding_size or 512,
+            image_size=NETWORKS[name].least_image_size,
+            embedding_size=NETWORKS[name].embedding_size or 512,
             keep_probability=0.8,
         )
-        for name, network in NETWORKS.items()
+        for name in VARIED
     }
     keras.mixed_precision.set_dtype_policy("float32")
 
@@ -89,6 +94,131 @@ def test_inception_resnet_v1_has_the_published_size(networks):
     assert round(parameters / 1e6, 2) == 23.47
 
 
+def multiplications(network):
+    """Of one picture, in the convolutions and linear layers."""
+    total = 0
+    for layer in network.layers:
+        if hasattr(layer, "kernel"):
+            total += np.prod(layer.output.shape[1:-1], dtype=int) * int(np.prod(layer.kernel.shape))
+    return total
+
+
+@pytest.mark.parametrize(
+    "name, parameters, giga",
+    [
+        ("r18", 24_025_600, 2.61),
+        pytest.param("r34", 34_139_328, 4.46, marks=pytest.mark.slow),
+        pytest.param("r50", 43_590_848, 6.31, marks=pytest.mark.slow),
+        pytest.param("r100", 65_156_160, 12.09, marks=pytest.mark.slow),
+        pytest.param("r200", 118_833_920, 23.42, marks=pytest.mark.slow),
+    ],
+)
+def test_iresnets_have_the_published_size(name, parameters, giga):
+    """The published count includes a gamma fixed at 1 and a bias that the last normalisation takes out again."""
+    network = build(name, image_size=112, embedding_size=512)
+    assert count(network.trainable_variables) + 2 * 512 == parameters
+    assert network.get_layer("head_bn").output.shape == (None, 7, 7, 512)
+    assert network.output_shape == (None, 512)
+    assert round(multiplications(network) / 1e9, 2) == giga
+
+
+def mnasnet_parameters(width, embedding_size):
+    """The block table of InsightFace's fmnasnet: a BN of 2 a channel after each convolution, PReLUs of one slope."""
+    channels, outputs = int(32 * width), int(16 * width)
+    total = (27 + 2) * channels + 1 + (9 + 2) * channels + 1 + (channels + 2) * outputs + 1
+    table = ((3, 24, 3, 3), (3, 40, 3, 5), (6, 80, 3, 5), (6, 96, 2, 3), (6, 192, 4, 5), (6, 320, 1, 3))
+    for expansion, filters, units, kernel_size in table:
+        filters = int(filters * width)
+        for area in [kernel_size**2] + [9] * (units - 1):
+            expanded = expansion * outputs
+            total += (outputs + 2) * expanded + 1 + (area + 2) * expanded + 1 + (expanded + 2) * filters
+            outputs = filters
+    last = int(1024 * width)
+    return total + (outputs + 2) * last + 1 + (49 + 2 + embedding_size) * last + embedding_size
+
+
+@pytest.mark.parametrize("width, millions, giga", [(0.5, 0.93, 0.083), (1, 3.26, 0.30)])
+def test_mnasnet_has_the_published_size(width, millions, giga):
+    network = mnasnet(112, 256, 1.0, False, "fixed", 0, "GDC", width)
+    assert count(network.trainable_variables) == mnasnet_parameters(width, 256)
+    assert round((count(network.trainable_variables) + 2 * 256) / 1e6, 2) == millions
+    assert network.get_layer("last_prelu").output.shape == (None, 7, 7, 1024 * width)
+    assert multiplications(network) / 1e9 == pytest.approx(giga, abs=0.005)
+
+
+def test_mobilefacenets_have_the_published_cost():
+    assert round(multiplications(build("y1", image_size=112, embedding_size=128)) / 1e9, 3) == 0.221
+    assert round(multiplications(build("mbf", image_size=112, embedding_size=512)) / 1e9, 4) == 0.4375
+
+
+def test_a_unit_of_an_iresnet_equals_its_equations(networks):
+    network = networks["r18"]
+    rng = np.random.default_rng(1)
+    names = ("bn1", "conv1", "bn2", "prelu", "conv2", "bn3", "shortcut_conv", "shortcut_bn")
+    parts = {name: network.get_layer(f"stage2_unit1_{name}") for name in names}
+    for part in parts.values():
+        for variable in part.variables:
+            variable.assign(rng.uniform(0.1, 1, variable.shape) * (1 if "variance" in variable.path else 0.3))
+
+    def norm(x, layer):
+        scaled = (x - layer.moving_mean.numpy()) / np.sqrt(layer.moving_variance.numpy() + 1e-5)
+        return scaled * layer.gamma.numpy() + layer.beta.numpy()
+
+    whole = keras.Model(parts["bn1"].input, network.get_layer("stage2_unit1_add").output)
+    x = rng.normal(size=(2, 14, 14, 64))
+    y = norm(numpy_conv(norm(x, parts["bn1"]), parts["conv1"].kernel.numpy(), 1), parts["bn2"])
+    y = np.where(y > 0, y, parts["prelu"].slope.numpy() * y)
+    y = norm(numpy_conv(y, parts["conv2"].kernel.numpy(), 2), parts["bn3"])
+    shortcut = norm(x[:, ::2, ::2] @ parts["shortcut_conv"].kernel.numpy()[0, 0], parts["shortcut_bn"])
+    np.testing.assert_allclose(whole(x), y + shortcut, rtol=1e-10, atol=1e-10)
+
+
+HEAD_LAYERS = {
+    "E": "head_bn head_flatten dropout embedding embedding_bn",
+    "F": "head_bn head_flatten dropout embedding",
+    "H": "head_flatten dropout embedding",
+    "J": "head_flatten dropout embedding embedding_bn",
+    "GAP": "head_bn head_prelu head_pool dropout embedding embedding_bn",
+    "GDC": "global_conv global_bn global_flatten dropout embedding embedding_bn",
+    "GNAP": "head_bn head_weights head_pool head_pool_bn dropout embedding embedding_bn",
+    "SFC": "head_bn head_depthwise head_depthwise_bn head_depthwise_prelu head_project head_project_bn "
+    "head_project_prelu head_flatten dropout embedding embedding_bn",
+}
+HEAD_LAYERS |= {"FC": HEAD_LAYERS["E"], "I": HEAD_LAYERS["E"], "G": HEAD_LAYERS["F"]}
+
+
+@pytest.mark.parametrize("head", EMBEDDING_HEADS)
+def test_embedding_heads(head, policy):
+    policy("mixed_float16")
+    network = build("y1", image_size=48, embedding_size=16, keep_probability=0.5, embedding_head=head)
+    names = [layer.name for layer in network.layers]
+    assert names[names.index("last_prelu") + 1 :] == HEAD_LAYERS[head].split()
+    assert network.get_layer("embedding").use_bias == (head in "FGH")
+    embeddings = network(pictures(2, 48).astype("float32"))
+    assert embeddings.shape == (2, 16)
+    assert embeddings.dtype == tf.float32
+    assert np.isfinite(embeddings).all()
+
+
+@pytest.mark.parametrize(
+    "embedding_size, widened, linear", [(256, False, True), (512, False, False), (600, True, False)]
+)
+def test_gnap_fits_the_map_to_the_embedding(embedding_size, widened, linear):
+    network = build("y1", image_size=48, embedding_size=embedding_size, embedding_head="GNAP")
+    names = [layer.name for layer in network.layers]
+    assert ("head_widen" in names, "embedding" in names, "head_pool_bn" in names) == (widened, linear, linear)
+    assert network.output_shape == (None, embedding_size)
+
+
+@pytest.mark.parametrize("alias", ALIASES)
+def test_insightface_names_mean_the_same_network(alias):
+    paths = [
+        [variable.path for variable in build(name, image_size=48, embedding_size=8).variables]
+        for name in (alias, ALIASES[alias])
+    ]
+    assert paths[0] == paths[1]
+
+
 @pytest.mark.parametrize(
     "size, stride, last", [(28, 2, 2), (32, 2, 2), (56, 2, 4), (57, 2, 4), (105, 2, 7), (113, 4, 4), (224, 4, 7)]
 )
@@ -98,23 +228,18 @@ def test_small_fits_its_first_stride_to_the_picture(size, stride, last):
         return
     network = build("small", image_size=size, embedding_size=128)
     assert network.get_layer("block4_prelu").output.shape[1:] == (last, last, 256)
-    multiplications = 0
-    for layer in network.layers:
-        if hasattr(layer, "kernel"):
-            positions = np.prod(layer.output.shape[1:-1], dtype=int)
-            multiplications += positions * int(np.prod(layer.kernel.shape))
-    assert multiplications <= 60e6
+    assert multiplications(network) <= 60e6
     assert 0.4e6 < count(network.trainable_variables) < 0.6e6
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", VARIED)
 def test_paths_are_unique(networks, name):
     paths = [variable.path for variable in networks[name].variables]
     assert len(set(paths)) == len(paths)
     assert all(path.count("/") == 1 for path in paths)
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", VARIED)
 def test_float64_is_float64_throughout(networks, name):
     network = networks[name]
     size = network.input_shape[1]
@@ -136,7 +261,7 @@ def test_float64_is_float64_throughout(networks, name):
     assert None not in traced.structured_outputs
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", VARIED)
 def test_embeddings_and_dropout_in_training_only(networks, name):
     network = networks[name]
     last = ["dropout"] if NETWORKS[name].embedding_size else ["dropout", "embedding", "embedding_bn"]
@@ -242,7 +367,7 @@ def test_seed_decides_the_first_weights():
             assert not np.array_equal(a, c)
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", VARIED)
 def test_roles_of_variables(networks, name):
     """Kernels are all that has more than one axis; Inception-ResNet has biases too."""
     network = networks[name]
@@ -267,7 +392,11 @@ def test_roles_go_by_the_type_of_the_layer():
 @pytest.mark.parametrize(
     "name, changes, part",
     [
-        ("resnet", {}, "googlenet, inception_resnet_v1, mobilefacenet, mobilefacenet_y1, small"),
+        ("resnet", {}, "googlenet, inception_resnet_v1, mnas05, mobilefacenet, mobilefacenet_y1, r18, .*, r200, small"),
+        ("r18", {"image_size": 27}, "28 pixels"),
+        ("mnas05", {"image_size": 27}, "28 pixels"),
+        ("r18", {"embedding_head": "Z"}, "E, F, FC"),
+        ("small", {"embedding_head": "E"}, "its own only; it can be chosen for mnas05"),
         ("small", {"image_size": 27}, "28 pixels"),
         ("mobilefacenet", {"image_size": 47}, "48 pixels"),
         ("mobilefacenet_y1", {"image_size": 47}, "48 pixels"),

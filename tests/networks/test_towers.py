@@ -23,7 +23,7 @@ def two_towers():
     return json.loads(done.stdout)
 
 
-@pytest.mark.parametrize("network", ["small", "every_layer"])
+@pytest.mark.parametrize("network", ["small", "iresnet", "every_layer"])
 def test_synchronized_towers_equal_one_with_the_whole_batch(two_towers, network):
     found = two_towers[network]
     assert found["loss"] < 1e-10

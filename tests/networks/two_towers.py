@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from towers.distribution import Towers, tower_index
 from towers.networks import build
+from towers.networks.iresnet import iresnet
 from towers.networks.layers import BatchNormalization, PairConv2D, PReLU, ScaledAdd, Standardization
 
 
@@ -71,4 +72,8 @@ if __name__ == "__main__":
     keras.mixed_precision.set_dtype_policy("float64")
     two = Towers.create(num_towers=2)
     small = compare(two, lambda: build("small", image_size=28, embedding_size=6, sync_bn=True))
-    json.dump({"small": small, "every_layer": compare(two, every_layer), "local": local_statistics(two)}, sys.stdout)
+    smallest = compare(two, lambda: iresnet(28, 6, 1.0, True, "fixed", 0, "E", units=(1, 1, 1, 1)))
+    json.dump(
+        {"small": small, "iresnet": smallest, "every_layer": compare(two, every_layer), "local": local_statistics(two)},
+        sys.stdout,
+    )

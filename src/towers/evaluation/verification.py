@@ -148,6 +148,34 @@ def join_flipped(embeddings: np.ndarray, flipped: np.ndarray) -> np.ndarray:
     return np.concatenate([half * _inverse_norms(half)[:, None] for half in halves], axis=1)
 
 
+def verify_flipped(embeddings: np.ndarray, flipped: np.ndarray, same: np.ndarray) -> tuple[Verification, float]:
+    """InsightFace's protocol for a pack: pair k is pictures 2k and 2k + 1, its fold a block of consecutive pairs.
+
+    Args:
+        embeddings, flipped: [2P, D] of the pictures and of their mirror images, un-normalised; their sum is compared.
+        same: [P] bool.
+
+    Returns:
+        (verification, whose accuracy is "Accuracy-Flip"; "XNorm", the mean L2 norm over both sets).
+    """
+    embeddings, flipped = np.asarray(embeddings), np.asarray(flipped)
+    if embeddings.shape != flipped.shape or len(embeddings) != 2 * len(same):
+        raise ValueError(f"expected two times [{2 * len(same)}, D]; got {embeddings.shape} and {flipped.shape}")
+    norm = float(np.mean([np.sqrt(_squared_norms(half)).mean() for half in (embeddings, flipped)]))
+    pairs = np.arange(len(embeddings)).reshape(-1, 2)
+    return evaluate_pairs(embeddings.astype(np.float64) + flipped, pairs, same), norm
+
+
+def flip_report(name: str, step: int, verification: Verification, norm: float, highest: float) -> str:
+    """The three lines that InsightFace prints for the set `name`; `highest`: accuracy of the best step so far."""
+    place = f"[{name}][{step}]"
+    return (
+        f"{place}XNorm: {norm:f}\n"
+        f"{place}Accuracy-Flip: {verification.accuracy:.5f}+-{verification.accuracy_std:.5f}\n"
+        f"{place}Accuracy-Highest: {highest:.5f}"
+    )
+
+
 def non_finite_rows(embeddings: np.ndarray) -> np.ndarray:
     """Rows [K] int64, rising, of embeddings [N, D] that have no finite L2 norm: the ones `evaluate_pairs` refuses."""
     return np.flatnonzero(~np.isfinite(_squared_norms(np.asarray(embeddings))))

@@ -1,19 +1,32 @@
 """Networks by name: ``build("small", image_size=112, embedding_size=128)``."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import keras
 
 from ..errors import UserError
+from .embedding import EMBEDDING_HEADS
 from .googlenet import EMBEDDING_SIZE, LEAST_IMAGE_SIZE, NORMS, googlenet
 from .inception_resnet_v1 import inception_resnet_v1
+from .iresnet import UNITS, iresnet
 from .layers import STANDARDIZATIONS
+from .mnasnet import mnasnet
 from .mobilefacenet import mobilefacenet, mobilefacenet_y1
 from .roles import decayed_variables, moving_statistics
 from .small import small
 
-__all__ = ["NETWORKS", "NORMS", "build", "decayed_variables", "inference", "moving_statistics"]
+__all__ = [
+    "ALIASES",
+    "EMBEDDING_HEADS",
+    "NETWORKS",
+    "NORMS",
+    "build",
+    "decayed_variables",
+    "inference",
+    "moving_statistics",
+]
 
 
 class Network(NamedTuple):
@@ -24,7 +37,7 @@ class Network(NamedTuple):
       least_image_size: least side of a picture, in pixels, and ``why``.
       embedding_size: the only one it has, None: any.
       keep_probability: what it is trained with unless told otherwise.
-      further: names of the arguments of ``build`` that concern this network and not all.
+      own: arguments of ``build`` that concern this network and not all, and their values where none are given.
     """
 
     make: Callable[..., keras.Model]
@@ -32,9 +45,10 @@ class Network(NamedTuple):
     why: str = ""
     embedding_size: int | None = None
     keep_probability: float = 1.0
-    further: tuple[str, ...] = ()
+    own: dict = {}
 
 
+_GDC = {"embedding_head": "GDC"}
 NETWORKS = {
     "googlenet": Network(
         googlenet,
@@ -42,13 +56,18 @@ NETWORKS = {
         why=": its auxiliary classifiers pool 5 x 5 of a map 16 times smaller",
         embedding_size=EMBEDDING_SIZE,
         keep_probability=0.6,
-        further=("norm", "auxiliary"),
+        own={"norm": "bn", "auxiliary": False},
     ),
     "inception_resnet_v1": Network(inception_resnet_v1, 75),
-    "mobilefacenet": Network(mobilefacenet, 48),
-    "mobilefacenet_y1": Network(mobilefacenet_y1, 48),
+    "mnas05": Network(partial(mnasnet, width=0.5), 28, own=_GDC),
+    "mobilefacenet": Network(mobilefacenet, 48, own=_GDC),
+    "mobilefacenet_y1": Network(mobilefacenet_y1, 48, own=_GDC),
+    **{name: Network(partial(iresnet, units=units), 28, own={"embedding_head": "E"}) for name, units in UNITS.items()},
     "small": Network(small, 28),
 }
+# InsightFace's names of networks that have another one here.
+ALIASES = {"mbf": "mobilefacenet", "y1": "mobilefacenet_y1"}
+_CHOICES = {"norm": NORMS, "embedding_head": tuple(EMBEDDING_HEADS)}
 
 
 def build(
@@ -59,9 +78,10 @@ def build(
     keep_probability: float = 1.0,
     sync_bn: bool = False,
     standardization: str = "fixed",
-    norm: str = "bn",
-    auxiliary: bool = False,
     seed: int = 0,
+    auxiliary: bool = False,
+    norm: str | None = None,
+    embedding_head: str | None = None,
 ) -> keras.Model:
     """Make a network from pictures [b, H, W, 3] of values 0..255 to embeddings [b, D], not normalised.
 
@@ -75,13 +95,15 @@ def build(
       keep_probability: share of values that dropout keeps before the embedding layer; 1: no dropout.
       sync_bn: whether batch normalisation takes the statistics of all towers in training.
       standardization: ``fixed`` or ``per_image``; see ``layers.Standardization``.
-      norm: ``bn``, or for googlenet also ``lrn``.
       auxiliary: whether a network that has auxiliary classifiers gives their features beside the embeddings, for
         training; ``inference`` is the network without them.
+      norm: googlenet: one of ``NORMS``; None: bn.
+      embedding_head: networks of InsightFace: one of ``EMBEDDING_HEADS`` in place of the network's own; None: its own.
 
     Raises:
-      UserError: an unknown name or standardisation, a value out of range, or one that this network has not.
+      UserError: an unknown name, head or standardisation, a value out of range, or one that this network has not.
     """
+    name = ALIASES.get(name, name)
     if name not in NETWORKS:
         raise UserError(f"--network {name}: unknown; choose one of {', '.join(NETWORKS)}")
     network = NETWORKS[name]
@@ -101,14 +123,24 @@ def build(
         raise UserError(f"--keep_probability {keep_probability}: must be above 0 and at most 1")
     if standardization not in STANDARDIZATIONS:
         raise UserError(f"standardization {standardization}: choose one of {', '.join(STANDARDIZATIONS)}")
-    if norm not in NORMS or (norm != "bn" and "norm" not in network.further):
-        having = ", ".join(other for other, entry in NETWORKS.items() if "norm" in entry.further)
-        raise UserError(f"--norm {norm}: network {name} has bn; {' or '.join(NORMS)} can be chosen for {having}")
-    if sync_bn and norm != "bn":
+    given = {"norm": norm, "embedding_head": embedding_head}
+    own = _own_arguments(name, network, {argument: value for argument, value in given.items() if value is not None})
+    if "auxiliary" in own:
+        own["auxiliary"] = auxiliary
+    if sync_bn and own.get("norm", "bn") != "bn":
         raise UserError(f"--sync_bn with --norm {norm}: there is no batch normalisation to synchronise; leave one out")
-    own = {"norm": norm, "auxiliary": auxiliary}
-    further = {argument: own[argument] for argument in network.further}
-    return network.make(image_size, embedding_size, keep_probability, sync_bn, standardization, seed, **further)
+    return network.make(image_size, embedding_size, keep_probability, sync_bn, standardization, seed, **own)
+
+
+def _own_arguments(name: str, network: Network, given: dict) -> dict:
+    """The arguments of this network alone: those given, the others as they are by default."""
+    for argument, value in given.items():
+        if argument not in network.own:
+            having = ", ".join(other for other, entry in NETWORKS.items() if argument in entry.own)
+            raise UserError(f"--{argument} {value}: network {name} has its own only; it can be chosen for {having}")
+        if argument in _CHOICES and value not in _CHOICES[argument]:
+            raise UserError(f"--{argument} {value}: unknown; choose one of {', '.join(_CHOICES[argument])}")
+    return {**network.own, **given}
 
 
 def inference(network: keras.Model) -> keras.Model:

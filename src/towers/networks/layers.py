@@ -156,19 +156,31 @@ class BatchNormalization(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable(package="towers")
 class PReLU(keras.layers.Layer):
-    """x where x > 0, else slope * x, with one learned slope a channel (0.25 at first).
+    """x where x > 0, else slope * x, with one learned slope a channel, or one for all (0.25 at first).
 
     One product with chosen factors: Keras' relu(x) - slope * relu(-x) takes 1.6 times as long on a CPU.
     He et al., 2015, https://arxiv.org/abs/1502.01852.
+
+    Args:
+      shared: one slope for all channels.
     """
+
+    def __init__(self, shared=False, **kwargs):
+        super().__init__(**kwargs)
+        self.shared = shared
 
     def build(self, input_shape):
         self.slope = self.add_weight(
-            name="slope", shape=input_shape[-1:], initializer=keras.initializers.Constant(0.25)
+            name="slope",
+            shape=(1,) if self.shared else input_shape[-1:],
+            initializer=keras.initializers.Constant(0.25),
         )
 
     def call(self, inputs):
         return inputs * tf.where(inputs > 0, tf.ones([], inputs.dtype), tf.convert_to_tensor(self.slope))
+
+    def get_config(self):
+        return {**super().get_config(), "shared": self.shared}
 
 
 @keras.saving.register_keras_serializable(package="towers")
@@ -208,6 +220,21 @@ class PairConv2D(keras.layers.Layer):
     def get_config(self):
         initializer = keras.initializers.serialize(self.kernel_initializer)
         return {**super().get_config(), "kernel_size": self.kernel_size, "kernel_initializer": initializer}
+
+
+@keras.saving.register_keras_serializable(package="towers")
+class NormAwareWeights(keras.layers.Layer):
+    """Scale each pixel of a map [b, H, W, C] to the mean norm of its picture's pixels: all directions count alike.
+
+    Of "GNAP" in InsightFace, which takes the mean over the batch too: a picture's embedding would then depend on its
+    neighbours in the batch.
+    """
+
+    def call(self, inputs):
+        squares = tf.reduce_sum(inputs**2, axis=-1, keepdims=True)
+        # A pixel of zeros has no direction, and the square root no gradient there.
+        norms = tf.sqrt(tf.maximum(squares, 1e-12))
+        return inputs * (tf.reduce_mean(norms, axis=[1, 2], keepdims=True) / norms)
 
 
 @keras.saving.register_keras_serializable(package="towers")

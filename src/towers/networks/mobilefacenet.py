@@ -9,15 +9,18 @@ from functools import partial
 
 import keras
 
-from .embedding import embedding_layer, global_depthwise, standardized_input
+from .embedding import add_embedding_head, standardized_input
 from .layers import BatchNormalization, PairConv2D, PReLU, kaiming_fan_out
+from .separable import bottleneck, depthwise, pointwise
 
 # Repeats, expansion of the strided unit, expansion of the repeated ones, width of the trunk against that of the first.
 STAGES = ((4, 128, 128, 1), (6, 256, 256, 2), (2, 512, 256, 2))
 LAST_FILTERS = 512
 
 
-def mobilefacenet_y1(image_size, embedding_size, keep_probability, sync_bn, standardization, seed) -> keras.Model:
+def mobilefacenet_y1(
+    image_size, embedding_size, keep_probability, sync_bn, standardization, seed, embedding_head
+) -> keras.Model:
     """``y1``: trunk of 64 and 128 channels, 1.00 M parameters at 128-d; see ``networks.build``.
 
     The linear layer has no bias: the normalisation after it, whose gamma is fixed at 1, would take it out again.
@@ -25,15 +28,16 @@ def mobilefacenet_y1(image_size, embedding_size, keep_probability, sync_bn, stan
     norm = partial(BatchNormalization, momentum=0.9, epsilon=1e-3, synchronized=sync_bn)
     images, x = standardized_input(image_size, standardization)
     x = _stem(x, 64, norm, seed)
-    x = _depthwise(x, 1, "conv2", norm, seed)
+    x = depthwise(x, 3, 1, "conv2", norm, PReLU, seed)
     x = _trunk(x, 64, norm, seed)
-    initializer = kaiming_fan_out(seed, "embedding", embedding_size)
     last_norm = partial(norm, scale=False)
-    embeddings = embedding_layer(x, embedding_size, keep_probability, last_norm, seed, initializer)
+    embeddings = _head(x, embedding_head, embedding_size, keep_probability, norm, last_norm, seed)
     return keras.Model(images, embeddings, name="mobilefacenet_y1")
 
 
-def mobilefacenet(image_size, embedding_size, keep_probability, sync_bn, standardization, seed) -> keras.Model:
+def mobilefacenet(
+    image_size, embedding_size, keep_probability, sync_bn, standardization, seed, embedding_head
+) -> keras.Model:
     """``mbf``: trunk of 128 and 256 channels, same expansions, 2.06 M parameters at 512-d; see ``networks.build``."""
     norm = partial(BatchNormalization, momentum=0.9, epsilon=1e-5, synchronized=sync_bn)
     images, x = standardized_input(image_size, standardization)
@@ -42,8 +46,7 @@ def mobilefacenet(image_size, embedding_size, keep_probability, sync_bn, standar
     x = PairConv2D(3, kaiming_fan_out(seed, "conv2_conv", 128, 9), name="conv2_conv")(x)
     x = PReLU(name="conv2_prelu")(norm(name="conv2_bn")(x))
     x = _trunk(x, 128, norm, seed)
-    initializer = kaiming_fan_out(seed, "embedding", embedding_size)
-    embeddings = embedding_layer(x, embedding_size, keep_probability, norm, seed, initializer)
+    embeddings = _head(x, embedding_head, embedding_size, keep_probability, norm, norm, seed)
     return keras.Model(images, embeddings, name="mobilefacenet")
 
 
@@ -63,35 +66,24 @@ def _stem(x, filters, norm, seed):
 def _trunk(x, width, norm, seed):
     for stage, (repeats, strided_expansion, expansion, widening) in enumerate(STAGES, start=1):
         filters = width * widening
-        x = _bottleneck(x, filters, strided_expansion, 2, f"stage{stage}_down", norm, seed)
+        x = bottleneck(x, filters, strided_expansion, 3, 2, f"stage{stage}_down", norm, PReLU, seed)
         for index in range(1, repeats + 1):
             name = f"stage{stage}_unit{index}"
-            residual = _bottleneck(x, filters, expansion, 1, name, norm, seed)
+            residual = bottleneck(x, filters, expansion, 3, 1, name, norm, PReLU, seed)
             x = keras.layers.Add(name=f"{name}_add")([x, residual])
-    x = _pointwise(x, LAST_FILTERS, "last", norm, seed, activation=True)
-    return global_depthwise(x, norm, seed)
+    return pointwise(x, LAST_FILTERS, "last", norm, PReLU, seed)
 
 
-def _bottleneck(x, filters, expansion, strides, name, norm, seed):
-    x = _pointwise(x, expansion, f"{name}_expand", norm, seed, activation=True)
-    x = _depthwise(x, strides, f"{name}_depthwise", norm, seed)
-    return _pointwise(x, filters, f"{name}_project", norm, seed, activation=False)
-
-
-def _pointwise(x, filters, name, norm, seed, activation):
-    initializer = kaiming_fan_out(seed, f"{name}_conv", filters)
-    x = keras.layers.Conv2D(filters, 1, use_bias=False, kernel_initializer=initializer, name=f"{name}_conv")(x)
-    x = norm(name=f"{name}_bn")(x)
-    return PReLU(name=f"{name}_prelu")(x) if activation else x
-
-
-def _depthwise(x, strides, name, norm, seed):
-    x = keras.layers.DepthwiseConv2D(
-        3,
-        strides,
-        padding="same",
-        use_bias=False,
-        depthwise_initializer=kaiming_fan_out(seed, f"{name}_conv", x.shape[-1], 9),
-        name=f"{name}_conv",
-    )(x)
-    return PReLU(name=f"{name}_prelu")(norm(name=f"{name}_bn")(x))
+def _head(x, head, embedding_size, keep_probability, norm, last_norm, seed):
+    initializer = kaiming_fan_out(seed, "embedding", embedding_size)
+    return add_embedding_head(
+        x,
+        head,
+        embedding_size,
+        keep_probability,
+        norm=norm,
+        last_norm=last_norm,
+        act=PReLU,
+        seed=seed,
+        initializer=initializer,
+    )

@@ -27,7 +27,10 @@ OPTIONS = (
     "optimizer weight_decay clip_norm moving_average_decay run_dir checkpoint_every_n_steps keep_checkpoints "
     "validate_every_n_epochs log_every log_histograms max_bad_fraction audit_data time_towers"
 )
-NETWORK_OPTIONS = "network use_fixed_image_standardization image_size embedding_size keep_probability norm sync_bn seed"
+NETWORK_OPTIONS = (
+    "network use_fixed_image_standardization image_size embedding_size embedding_head norm keep_probability sync_bn "
+    "seed"
+)
 POLICIES = {"float32": "float32", "float64": "float64", "bfloat16": "mixed_bfloat16", "float16": "mixed_float16"}
 
 

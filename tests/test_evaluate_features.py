@@ -1,0 +1,87 @@
+"""The scripts from pictures to features to figures, on a network that was not trained."""
+
+import json
+
+import keras
+import numpy as np
+import pytest
+from conftest import ROOT, make_faces, run_python
+
+from towers import export, networks
+from towers.evaluation.features import read_features, write_features
+
+
+@pytest.fixture(scope="module")
+def faces(tmp_path_factory):
+    """Pictures, a model folder, and the features of the former on one and on two towers."""
+    folder = make_faces(tmp_path_factory.mktemp("faces"))
+    keras.mixed_precision.set_dtype_policy("float32")
+    arguments = {"name": "small", "image_size": 32, "embedding_size": 8}
+    network = networks.build("small", image_size=32, embedding_size=8)
+    export.save_model(folder / "model", network, {"network": arguments, "load_size": 32, "step": 0})
+    # A path that is no picture: left out.
+    (folder / "list.txt").write_text("".join(f"lfw/Lfw_0/Lfw_0_{n:04}.jpg\n" for n in range(1, 4)) + "pairs.txt\n")
+    script = ROOT / "scripts/extract_features.py"
+    base = [script, "--model", folder / "model", "--batch_size", 7]
+    run_python(*base, "--data_dir", folder / "lfw", "--towers", 2, "--flip", "add", "--out", folder / "two.npy")
+    run_python(*base, "--list", folder / "list.txt", "--flip", "join", "--max_bad_fraction", 0.5, "--out",
+               folder / "one.h5")  # fmt: skip
+    return folder
+
+
+def test_features_lie_beside_their_paths(faces):
+    two, one = read_features(faces / "two.npy"), read_features(faces / "one.h5")
+    assert two.features.shape == (40, 8)
+    assert two.labels.tolist() == np.repeat(range(4), 10).tolist()
+    assert two.paths[11] == str(faces / "lfw/Lfw_1/Lfw_1_0002.jpg")
+    assert one.paths == [str(faces / f"lfw/Lfw_0/Lfw_0_{n:04}.jpg") for n in range(1, 4)]
+    assert one.features.shape == (3, 16)
+    np.testing.assert_allclose(one.features[:, :8] + one.features[:, 8:], two.features[:3], rtol=1e-4, atol=1e-5)
+
+
+def test_identification_among_distractors(faces):
+    random = np.random.default_rng(0)
+    distractors = random.normal(size=(20, 8)).astype(np.float32)
+    write_features(faces / "distractors.h5", distractors, [str(n) for n in range(20)], np.zeros(20, int))
+    done = run_python(
+        ROOT / "scripts/evaluate_identification.py", "--probes", faces / "two.npy", "--distractors",
+        faces / "distractors.h5", "--ranks", 1, 21, "--json", faces / "identification.json",
+    )  # fmt: skip
+    figures = json.loads((faces / "identification.json").read_text())
+    assert figures["searches"] == 4 * 10 * 9
+    assert 0 <= figures["rank-1"] <= figures["rank-21"] == 1
+    assert "40 probes, 360 searches, 20 distractors" in done.stdout
+
+
+def write_meta(folder, media):
+    folder.mkdir(exist_ok=True)
+    (folder / "ijbc_face_tid_mid.txt").write_text("\n".join(media) + "\n")
+    (folder / "ijbc_name_5pts_score.txt").write_text("".join(f"{line.split()[0]} {'0 ' * 10}0.5\n" for line in media))
+    (folder / "ijbc_template_pair_label.txt").write_text("0 4 1\n1 5 1\n0 5 0\n1 4 0\n0 6 0\n")
+    for name, templates in (("gallery_G1", (0, 1)), ("gallery_G2", (2, 3)), ("probe_mixed", (4, 5, 6, 7))):
+        rows = [f"{template},{template % 4},x.jpg" for template in templates]
+        (folder / f"ijbc_1N_{name}.csv").write_text("\n".join(["TEMPLATE_ID,SUBJECT_ID,FILENAME", *rows]) + "\n")
+    return folder
+
+
+def test_ijb(faces):
+    """Templates 0 to 3 are the gallery, 4 to 7 the probes of the same four people; features are made for it."""
+    names = [f"{n}.jpg" for n in range(16)]
+    people = np.eye(8, dtype=np.float32)[np.arange(16) // 2 % 4]
+    write_features(faces / "ijbc.npy", people, [f"/crops/{name}" for name in names], np.zeros(16, int))
+    meta = write_meta(faces / "meta", [f"{n}.jpg {n // 2} {n}" for n in range(16)])
+    command = [ROOT / "scripts/evaluate_ijb.py", "--features", faces / "ijbc.npy", "--meta_dir", meta]
+    done = run_python(*command, "--json", faces / "ijbc.json")
+    figures = json.loads((faces / "ijbc.json").read_text())
+    assert (figures["genuine"], figures["impostors"]) == (2, 3)
+    assert figures["tar@far=1e-06"] == figures["rank-1"] == figures["tpir@fpir=0.01"] == 1
+    assert "4 mated searches in 2 galleries" in done.stdout
+
+    broken = write_meta(faces / "broken", [f"{n}.jpg {n // 2} {n}" for n in range(12)])
+    result = run_python(*command[:-1], broken, check=False)
+    assert result.returncode == 65
+    assert "template 6 and 0 more have no picture" in result.stderr
+    missing = write_meta(faces / "missing", [f"{n}.jpg {n // 2} {n}" for n in range(18)])
+    result = run_python(*command[:-1], missing, check=False)
+    assert result.returncode == 65
+    assert "has no 16.jpg, and 1 more" in result.stderr
