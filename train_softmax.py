@@ -86,7 +86,7 @@ def main(arguments) -> None:
         float16=arguments.precision == "float16",
         validators=validators,
         options=options.recorded(arguments),
-        model_facts={"class_names": source.class_names, **options.recorded(arguments, "lfw_dir lfw_pairs")},
+        model_facts={"class_names": list(source.class_names), **options.recorded(arguments, "lfw_dir lfw_pairs")},
         **pick(run.OPTIONS),
     )
 

@@ -1,4 +1,4 @@
-"""The training pictures of a run: a folder or the embedded data set, filtered, with some held out."""
+"""The training pictures of a run: a data set of any kind or the embedded one, filtered, with some held out."""
 
 import subprocess
 import sys
@@ -9,9 +9,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from ..datasets import filtering, folder, splitting
+from ..datasets import filtering, splitting
 from ..datasets.augmentation import augment
-from ..errors import UserError
+from ..datasets.opening import KINDS, open_source
+from ..errors import BadData, UserError
 
 SOURCE_OPTIONS = "data_dir filter_filename filter_percentile filter_min_nrof_images_per_class"
 OPTIONS = f"{SOURCE_OPTIONS} validation_set_split_ratio min_nrof_val_images_per_class seed"
@@ -49,10 +50,12 @@ def training_pictures(
       BadData: nothing to train on there.
     """
     if data_dir is None:
-        raise UserError("give --data_dir FOLDER with pictures as FOLDER/Class/picture.jpg, or --synthetic")
+        raise UserError(f"give --data_dir with {KINDS}; or --synthetic")
     if not 0 <= validation_set_split_ratio < 1:
         raise UserError(f"--validation_set_split_ratio {validation_set_split_ratio}: a share of 0 or more, below 1")
-    source = folder.read_folder(data_dir)
+    source = open_source(data_dir)
+    if source.num_classes < 2:
+        raise BadData(f"{data_dir}: {source.num_classes} class; training needs 2 or more")
     if filter_filename is not None:
         metrics = filtering.read_filtering_metrics(filter_filename)
         source = filtering.filter_dataset(source, metrics, filter_percentile, filter_min_nrof_images_per_class)
@@ -63,7 +66,7 @@ def training_pictures(
     kept, held_out = splitting.split_classes(
         source, validation_set_split_ratio, min_held_out=min_nrof_val_images_per_class, seed=seed
     )
-    pictures = folder.PathSource([source.where(int(record)) for record in held_out]) if len(held_out) else None
+    pictures = source.subset(held_out) if len(held_out) else None
     return kept, pictures, source.labels[held_out]
 
 
