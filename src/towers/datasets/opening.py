@@ -3,7 +3,7 @@
 import os
 
 from ..errors import BadData
-from .folder import EXPECTED_LAYOUT, read_folder
+from .folder import read_folder
 from .lists import read_list
 from .record_headers import Faults
 from .recordio import MAGIC_BYTES
@@ -26,7 +26,7 @@ def open_source(path: str | os.PathLike, *, faults: Faults | None = None):
     if os.path.isdir(path):
         return read_records(path, faults=faults) if is_records(path) else read_folder(path)
     if not os.path.exists(path):
-        raise BadData(f"{path}: no such folder or file; {EXPECTED_LAYOUT}, or {KINDS}")
+        raise BadData(f"{path}: no such folder or file; give {KINDS}")
     return read_records(path, faults=faults) if is_records(path) else read_list(path)
 
 

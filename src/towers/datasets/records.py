@@ -144,6 +144,24 @@ def read_records(path: str | os.PathLike, *, faults: Faults | None = None) -> Re
     )
 
 
+def scan_records(path: str | os.PathLike) -> tuple[np.ndarray, np.ndarray]:
+    """Keys and places of all records of a `.rec`, found without an index: int64 [n] both, in the order of the file.
+
+    Raises BadData: no such file, no records in it, or the first place where it is damaged.
+    """
+    path = record_path(path)
+    file, found = RecordFile(path), Faults(os.fspath(path))
+    words = file.words()
+    heads = find_heads(file, words)
+    if not len(heads):
+        raise BadData(f"{path}: holds no record ({file.size} bytes); give a .rec of pictures")
+    headers = read_headers(file, words, heads)
+    keys = find_keys(headers)
+    _check_places(file, keys, heads, headers, found)
+    found.check()
+    return keys, heads
+
+
 def record_path(path: str | os.PathLike) -> Path:
     """The `.rec` itself, also where its folder was given."""
     return Path(path) / REC_NAME if os.path.isdir(path) else Path(path)
