@@ -1,3 +1,4 @@
+import contextlib
 import pickle
 import struct
 from concurrent.futures import ThreadPoolExecutor
@@ -107,7 +108,7 @@ def folder(tmp_path_factory):
 
 
 @given(MESSY, st.booleans())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_pictures_that_hold_the_magic(folder, pictures, indexed):
     # id, the third field, holds the magic too: even the header is then in two pieces.
     key = int.from_bytes(MAGIC, "little")
@@ -357,7 +358,7 @@ def test_property(tmp_path):
 
 
 @given(st.binary(max_size=64), st.data())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 def test_fuzzed_files_are_read_or_refused(folder, noise, data):
     payloads, keys = face2rec2(PEOPLE, meta_last=True)
     write(folder, payloads, keys=keys)
@@ -366,12 +367,14 @@ def test_fuzzed_files_are_read_or_refused(folder, noise, data):
         for _ in range(data.draw(st.integers(0, 3))):
             damaged[data.draw(st.integers(0, len(damaged) - 1))] = data.draw(st.integers(0, 255))
         (folder / name).write_bytes(bytes(damaged) + data.draw(st.sampled_from([b"", noise])))
-    try:
-        source = read_records(folder, faults=Faults("train.rec"))
+    # Whatever else it raises fails the test.
+    with contextlib.suppress(BadData):
+        faults = Faults("train.rec")
+        source = read_records(folder, faults=faults)
         assert len(source.read(range(len(source)))) == len(source)
-        read_records(folder)
-    except BadData as error:
-        assert "\n" not in str(error)
+        if faults.count:
+            with pytest.raises(BadData):
+                read_records(folder)
 
 
 def test_subset_split_and_filter(tmp_path):

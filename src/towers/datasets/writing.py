@@ -27,7 +27,8 @@ def whole_file(path: str | os.PathLike) -> Iterator[BinaryIO]:
     except OSError as error:
         raise _cannot_write(path, error) from error
     finally:
-        partial.unlink(missing_ok=True)
+        if partial.exists():
+            partial.unlink()
 
 
 @contextlib.contextmanager
