@@ -224,7 +224,9 @@ def _index(path: Path, found: Faults) -> tuple[np.ndarray, np.ndarray]:
         lambda index: f"the index has byte {ordered[back[index] - 1]} before it, not the order of the file; {anew}",
     )
     keep = np.unique(keys, return_index=True)[1]
-    twice = np.setdiff1d(np.arange(len(keys)), keep)
+    again = np.ones(len(keys), bool)
+    again[keep] = False
+    twice = np.flatnonzero(again)
     found.add(keys[twice], heads[twice], f"the index has its key twice; {anew}")
     return keys[keep], heads[keep]
 

@@ -24,5 +24,6 @@ def split_classes(source, ratio: float, *, min_held_out: int = 0, seed: int):
         if count >= max(min_held_out, 1):
             held_out.append(random.permutation(records)[:count])
     held_out = np.sort(np.concatenate(held_out)) if held_out else np.zeros(0, np.int64)
-    kept = np.setdiff1d(np.arange(len(source)), held_out)
-    return source.subset(kept), held_out
+    kept = np.ones(len(source), bool)
+    kept[held_out] = False
+    return source.subset(np.flatnonzero(kept)), held_out
