@@ -99,7 +99,10 @@ def main(arguments) -> None:
         float16=arguments.precision == "float16",
         validators=validators,
         options=options.recorded(arguments),
-        model_facts={"class_names": source.class_names, **options.recorded(arguments, "lfw_dir lfw_pairs val_dir")},
+        model_facts={
+            "class_names": list(source.class_names),
+            **options.recorded(arguments, "lfw_dir lfw_pairs val_dir"),
+        },
         classifier=head.export,
         **pick(run.OPTIONS),
     )

@@ -2,6 +2,7 @@
 
 python validate_on_lfw.py --model runs/20260102-030405
 python validate_on_lfw.py --model runs/20260102-030405 --lfw_dir LFW --lfw_pairs pairs.txt --use_flipped_images
+python validate_on_lfw.py --model runs/20260102-030405 --bin faces_emore/lfw.bin
 """
 
 import json
@@ -20,6 +21,7 @@ def make_parser() -> options.Parser:
     parser.add_argument(
         "--load_size", type=int, help="side pictures are brought to before the crop (default: the model's)"
     )
+    parser.add_argument("--bin", type=Path, help="verification pack (.bin) in place of --lfw_dir and --lfw_pairs")
     parser.add_argument("--json", type=Path, help="file for the same numbers")
     parser.add_argument("--roc", type=Path, help="file for a picture of the ROC, such as roc.png")
     options.add_towers(parser, training=False)
@@ -30,12 +32,17 @@ def make_parser() -> options.Parser:
 def main(arguments) -> None:
     pick = partial(options.pick, arguments)
     folder, facts = export.read_facts(arguments.model)
-    if arguments.lfw_dir is None:
-        if not facts.get("lfw_dir"):
-            raise UserError(f"{folder} records no validation pictures; give --lfw_dir and --lfw_pairs")
-        arguments.lfw_dir = Path(facts["lfw_dir"])
-        arguments.lfw_pairs = arguments.lfw_pairs or (Path(facts["lfw_pairs"]) if facts.get("lfw_pairs") else None)
-    pairs = validation.read_lfw(**pick(validation.PAIRS_OPTIONS))
+    if arguments.bin is not None:
+        if arguments.lfw_dir or arguments.lfw_pairs:
+            raise UserError("--bin has its own pictures and pairs: give it, or --lfw_dir and --lfw_pairs")
+        pairs = validation.read_bin(arguments.bin, arguments.lfw_nrof_folds)
+    else:
+        if arguments.lfw_dir is None:
+            if not facts.get("lfw_dir"):
+                raise UserError(f"{folder} records no validation pictures; give --lfw_dir and --lfw_pairs, or --bin")
+            arguments.lfw_dir = Path(facts["lfw_dir"])
+            arguments.lfw_pairs = arguments.lfw_pairs or (Path(facts["lfw_pairs"]) if facts.get("lfw_pairs") else None)
+        pairs = validation.read_lfw(**pick(validation.PAIRS_OPTIONS))
     towers = run.set_up(**pick("towers precision"))
     with towers.scope():
         model = export.read_model(folder)

@@ -11,14 +11,14 @@ import numpy as np
 
 from towers import export, options
 from towers.datasets import filtering
-from towers.datasets.folder import read_folder
+from towers.datasets.opening import KINDS, open_source
 from towers.runs import run, validation
 
 
 def make_parser() -> options.Parser:
     parser = options.Parser(__doc__)
     parser.add_argument("--model", type=Path, required=True, help="run folder or model folder")
-    parser.add_argument("--data_dir", type=Path, required=True, help="pictures: DIR/Class/picture.jpg")
+    parser.add_argument("--data_dir", type=Path, required=True, help=f"pictures: {KINDS}")
     parser.add_argument("--out", type=Path, required=True, help="HDF5 file to write")
     parser.add_argument("--batch_size", type=int, default=100, help="images a tower and step")
     parser.add_argument("--max_bad_fraction", type=float, default=0.001, help="share of unreadable pictures allowed")
@@ -29,7 +29,7 @@ def make_parser() -> options.Parser:
 def main(arguments) -> None:
     pick = partial(options.pick, arguments)
     folder, _ = export.read_facts(arguments.model)
-    source = read_folder(arguments.data_dir)
+    source = open_source(arguments.data_dir)
     towers = run.set_up(**pick("towers precision"))
     with towers.scope():
         model = export.read_model(folder)

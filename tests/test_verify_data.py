@@ -134,7 +134,7 @@ def test_progress_and_chunks(folders, monkeypatch):
     write(folders / "train" / "D" / "broken.jpg", b"")
     seen = []
     report = inspect(folders, progress=lambda done, total: seen.append((done, total)))
-    assert seen == [(5, 17), (10, 17), (15, 17), (17, 17)]
+    assert seen == [(5, 17), (10, 17), (13, 17), (17, 17)]
     assert [item["path"].rsplit("/", 1)[1] for item in report.unreadable] == ["broken.jpg"]
 
 
@@ -177,7 +177,7 @@ def test_the_script(folders):
 
     missing = run_python(script, "--data_dir", folders / "nowhere", check=False)
     assert missing.returncode == 65
-    assert missing.stderr.startswith("error: ")
+    assert missing.stderr.startswith("verify_data.py: ")
     assert "Traceback" not in missing.stderr
     unwritable = run_python(script, "--data_dir", folders / "test", "--json", folders / "no/such/report", check=False)
     assert unwritable.returncode == 74

@@ -7,7 +7,8 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from . import __version__
+from . import command_line
+from .datasets.opening import KINDS
 from .distribution import REDUCTIONS
 from .errors import UserError
 from .losses.triplet import MINING_RULES
@@ -19,23 +20,11 @@ from .training.triplets import MINING_SCOPES
 PRECISIONS = ("float32", "bfloat16", "float16", "float64")
 
 
-class Parser(argparse.ArgumentParser):
-    """argparse with ``--two-words`` and ``--two_words`` meaning the same, and defaults in the help texts."""
-
-    def __init__(self, description: str):
-        summary, _, rest = description.partition("\n\n")
-        super().__init__(
-            description=summary,
-            epilog=rest,
-            formatter_class=_Formatter,
-            allow_abbrev=False,
-        )
-        self.add_argument("--version", action="version", version=f"towers {__version__}")
-        self.add_argument("--debug", action="store_true", help="show the traceback of an error")
+class Parser(command_line.Parser):
+    """The parser of all commands, with the defaults that depend on ``--network``."""
 
     def parse_args(self, args=None, namespace=None):
-        args = sys.argv[1:] if args is None else args
-        arguments = super().parse_args([_underscores(argument) for argument in args], namespace)
+        arguments = super().parse_args(args, namespace)
         for name, value in self._network_defaults(getattr(arguments, "network", None)).items():
             if getattr(arguments, name) is None:
                 setattr(arguments, name, value)
@@ -51,17 +40,6 @@ class Parser(argparse.ArgumentParser):
             "embedding_size": embedding_size or self.default_embedding_size,
             "keep_probability": 1.0 if known is None else known.keep_probability,
         }
-
-
-class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Defaults beside each option; the commands in the epilog as they stand."""
-
-
-def _underscores(argument: str) -> str:
-    if not argument.startswith("--"):
-        return argument
-    name, equals, value = argument.partition("=")
-    return "--" + name[2:].replace("-", "_") + equals + value
 
 
 def call(main: Callable[[argparse.Namespace], int | None], parser: Parser) -> None:
@@ -148,7 +126,7 @@ def add_batches(parser: Parser, *, batch_size: int | None) -> None:
 
 def add_data(parser: Parser) -> None:
     group = parser.add_argument_group("pictures")
-    group.add_argument("--data_dir", type=Path, help="training pictures: DIR/Class/picture.jpg")
+    group.add_argument("--data_dir", type=Path, help=f"training pictures: {KINDS}")
     group.add_argument("--synthetic", action="store_true", help="train on the embedded data set")
     group.add_argument("--image_size", type=int, default=112, help="side of the network's input, pixels")
     group.add_argument(

@@ -38,7 +38,7 @@ class Source:
 
     def read(self, records: Sequence[int] | np.ndarray) -> list[bytes]:
         """The encoded bytes of each record."""
-        return [_read_file(self.where(record)) for record in records]
+        return [read_file(self.where(record)) for record in records]
 
     def where(self, record: int) -> str:
         """The path of a record, for messages and for reading."""
@@ -76,7 +76,7 @@ class PathSource:
 
     def read(self, records: Sequence[int] | np.ndarray) -> list[bytes]:
         """The encoded bytes of each record; OSError where a file cannot be read."""
-        return [_read_file(self.paths[record]) for record in records]
+        return [read_file(self.paths[record]) for record in records]
 
     def where(self, record: int) -> str:
         """The path of a record."""
@@ -153,7 +153,7 @@ def _with_target(entry: os.DirEntry, ancestors: frozenset[str]) -> frozenset[str
     return ancestors | {target}
 
 
-def _read_file(path: str) -> bytes:
+def read_file(path: str) -> bytes:
     """The file, or its first MAX_ENCODED_BYTES + 1 bytes: more is refused anyhow and must not fill the memory."""
     # O_NONBLOCK: a named pipe among the pictures must not stop the input; regular files ignore it.
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)

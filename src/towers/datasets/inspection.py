@@ -16,7 +16,8 @@ import numpy as np
 from ..errors import BadData, UserError
 from .decoding import BadPicture, decode, read_header
 from .duplicates import bytes_digest, difference_hash, equal_groups, near_pairs, pixels_digest, thumbnail
-from .folder import PathSource, Source
+from .folder import Source
+from .record_headers import Faults
 
 CHUNK = 64
 BETWEEN_PARTS, ACROSS_PEOPLE, WITHIN_PERSON = "between train and test", "across people", "within a person"
@@ -32,6 +33,8 @@ class Report:
 
     Attributes:
       parts: of train, and test where given: pictures, people, fewest and most pictures of a person.
+      broken_records: of train, a `.rec`: how many; the rest of the report is about the others.
+      broken: a text for each of the first of them, with its place in the file.
       unreadable: path and reason of each.
       duplicates: groups of pictures with the same pixels: `scope` (one of SCOPES), `same_bytes`, `paths`.
       near_duplicates: pairs with almost the same pixels: `scope`, `paths`. They are for somebody to look at: a burst of
@@ -41,6 +44,8 @@ class Report:
     """
 
     parts: dict[str, dict[str, int]]
+    broken_records: int
+    broken: list[str]
     unreadable: list[dict]
     duplicates: list[dict]
     near_duplicates: list[dict]
@@ -50,8 +55,10 @@ class Report:
 
     @property
     def faulty(self) -> bool:
-        """Whether a picture cannot be read, or one stands for two people, or for training and test."""
-        return bool(self.unreadable) or any(group["scope"] != WITHIN_PERSON for group in self.duplicates)
+        """Whether a record or picture cannot be read, or one stands for two people, or for training and test."""
+        return bool(self.broken_records or self.unreadable) or any(
+            group["scope"] != WITHIN_PERSON for group in self.duplicates
+        )
 
     def to_json(self) -> dict:
         """Everything, for json.dump."""
@@ -62,6 +69,8 @@ class Report:
         for part, counts in self.parts.items():
             each = f"{counts['fewest']} to {counts['most']} each"
             yield f"{part}: {counts['pictures']} pictures of {counts['people']} people, {each}"
+        if self.broken_records:
+            yield from _finding("broken records", self.broken, shown, self.broken_records)
         yield from _finding(
             "unreadable pictures", [f"{item['path']}: {item['reason']}" for item in self.unreadable], shown
         )
@@ -78,34 +87,41 @@ class Report:
             yield from _finding(f"near duplicates {scope}", near, shown)
         if len(self.parts) > 1:
             yield from _finding("people in train and test by name", self.people_in_both, shown)
+        if "train" not in self.parts:
+            return
         few = [f"{item['name']}: {item['pictures']}" for item in self.too_few]
         yield from _finding(f"people of train with fewer than {self.images_per_person} readable pictures", few, shown)
 
 
 def inspect(
-    train: Source,
-    test: Source | None = None,
+    train,
+    test=None,
     *,
+    name: str = "train",
+    faults: Faults | None = None,
     images_per_person: int = 2,
     processes: int = 1,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Report:
     """Read every picture once and compare all of them.
 
-    Memory: 305 bytes a picture besides the paths, and one decoded picture a process. `progress` is called with the
+    train and test are sources. `name` is what the report calls the first; `faults` are those of its records, where it
+    was opened with them. Memory: 305 bytes a picture, and one decoded picture a process. `progress` is called with the
     pictures done and their number. Raises UserError where train and test are one folder or one holds the other.
     """
-    sources = {"train": train} if test is None else {"train": train, "test": test}
-    if test is not None:
+    sources = {name: train} if test is None else {name: train, "test": test}
+    if isinstance(train, Source) and isinstance(test, Source):
         _check_apart(train.root, test.root)
-    paths = [source.where(record) for source in sources.values() for record in range(len(source))]
-    prints, reasons = _fingerprints(paths, processes, progress)
+    prints, reasons = _fingerprints(list(sources.values()), processes, progress)
     people = np.concatenate([source.labels for source in sources.values()])
     part = np.repeat(np.arange(len(sources)), [len(source) for source in sources.values()])
 
+    def where(picture: int) -> str:
+        return train.where(picture) if picture < len(train) else test.where(picture - len(train))
+
     def finding(members: np.ndarray) -> dict:
         scope = _scope(part[members], people[members])
-        return {"scope": scope, "paths": [paths[member] for member in members]}
+        return {"scope": scope, "paths": [where(int(member)) for member in members]}
 
     readable = np.flatnonzero(prints["readable"])
     groups = [readable[group] for group in equal_groups(prints["pixels"][readable])]
@@ -115,7 +131,9 @@ def inspect(
     left = np.bincount(train.labels[prints["readable"][: len(train)]], minlength=train.num_classes)
     return Report(
         parts={name: _counts(source) for name, source in sources.items()},
-        unreadable=[{"path": paths[number], "reason": reason} for number, reason in sorted(reasons.items())],
+        broken_records=faults.count if faults else 0,
+        broken=faults.lines if faults else [],
+        unreadable=[{"path": where(number), "reason": reason} for number, reason in sorted(reasons.items())],
         duplicates=[
             finding(group) | {"same_bytes": len(np.unique(prints["file"][group], axis=0)) == 1} for group in groups
         ],
@@ -129,19 +147,24 @@ def inspect(
     )
 
 
-def _fingerprints(paths: list[str], processes: int, progress) -> tuple[np.ndarray, dict[int, str]]:
-    """FINGERPRINT [N] of all paths, and why those without one have none."""
-    prints, reasons = np.zeros(len(paths), FINGERPRINT), {}
-    starts = range(0, len(paths), CHUNK)
-    chunks = (paths[start : start + CHUNK] for start in starts)
-    for start, (chunk, bad) in zip(starts, _read_chunks(chunks, processes), strict=True):
-        prints[start : start + len(chunk)] = chunk
-        reasons.update({start + place: reason for place, reason in bad.items()})
-        progress(start + len(chunk), len(paths))
+def _fingerprints(sources: list, processes: int, progress) -> tuple[np.ndarray, dict[int, str]]:
+    """FINGERPRINT [N] of all pictures, and why those without one have none."""
+    total, done = sum(map(len, sources)), 0
+    prints, reasons = np.zeros(total, FINGERPRINT), {}
+    chunks = (
+        source.subset(range(start, min(start + CHUNK, len(source))))
+        for source in sources
+        for start in range(0, len(source), CHUNK)
+    )
+    for chunk, bad in _read_chunks(chunks, processes):
+        prints[done : done + len(chunk)] = chunk
+        reasons.update({done + place: reason for place, reason in bad.items()})
+        done += len(chunk)
+        progress(done, total)
     return prints, reasons
 
 
-def _read_chunks(chunks: Iterator[list[str]], processes: int) -> Iterator[tuple[np.ndarray, dict[int, str]]]:
+def _read_chunks(chunks: Iterator, processes: int) -> Iterator[tuple[np.ndarray, dict[int, str]]]:
     if processes == 1:
         yield from map(_read_chunk, chunks)
         return
@@ -154,10 +177,10 @@ def _read_chunks(chunks: Iterator[list[str]], processes: int) -> Iterator[tuple[
         ) from error
 
 
-def _read_chunk(paths: list[str]) -> tuple[np.ndarray, dict[int, str]]:
-    """FINGERPRINT [m] of these paths, and place -> reason of those that cannot be read."""
-    prints, reasons, source = np.zeros(len(paths), FINGERPRINT), {}, PathSource(paths)
-    for place in range(len(paths)):
+def _read_chunk(source) -> tuple[np.ndarray, dict[int, str]]:
+    """FINGERPRINT [m] of these pictures, and place -> reason of those that cannot be read."""
+    prints, reasons = np.zeros(len(source), FINGERPRINT), {}
+    for place in range(len(source)):
         try:
             (encoded,) = source.read([place])
             read_header(encoded)
@@ -190,8 +213,8 @@ def _scope(parts: np.ndarray, people: np.ndarray) -> str:
     return ACROSS_PEOPLE if np.any(people != people[0]) else WITHIN_PERSON
 
 
-def _counts(source: Source) -> dict[str, int]:
-    counts = np.bincount(source.labels)
+def _counts(source) -> dict[str, int]:
+    counts = np.bincount(source.labels, minlength=source.num_classes)
     return {
         "pictures": len(source),
         "people": source.num_classes,
@@ -200,8 +223,10 @@ def _counts(source: Source) -> dict[str, int]:
     }
 
 
-def _finding(title: str, items: list[str], shown: int) -> Iterator[str]:
-    yield f"{title}: {len(items)}"
+def _finding(title: str, items: list[str], shown: int, count: int | None = None) -> Iterator[str]:
+    """`count` of something, of which `items` are all or the first."""
+    count = len(items) if count is None else count
+    yield f"{title}: {count}"
     yield from (f"  {item}" for item in items[:shown])
-    if len(items) > shown > 0:
-        yield f"  and {len(items) - shown} more"
+    if count > shown > 0:
+        yield f"  and {count - min(shown, len(items))} more"

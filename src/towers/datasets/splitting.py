@@ -16,12 +16,14 @@ def split_classes(source, ratio: float, *, min_held_out: int = 0, seed: int):
       (training source, records held out [M] int64); labels of the records held out are the source's own.
     """
     random = np.random.default_rng(seed)
+    by_class = np.argsort(source.labels, kind="stable")
+    counts = np.bincount(source.labels, minlength=source.num_classes)
     held_out = []
-    for label in range(source.num_classes):
-        records = np.flatnonzero(source.labels == label)
+    for records in np.split(by_class, np.cumsum(counts)[:-1]):
         count = min(round(len(records) * ratio), len(records) - 1)
         if count >= max(min_held_out, 1):
             held_out.append(random.permutation(records)[:count])
     held_out = np.sort(np.concatenate(held_out)) if held_out else np.zeros(0, np.int64)
-    kept = np.setdiff1d(np.arange(len(source)), held_out)
-    return source.subset(kept), held_out
+    kept = np.ones(len(source), bool)
+    kept[held_out] = False
+    return source.subset(np.flatnonzero(kept)), held_out

@@ -1,4 +1,4 @@
-"""The training pictures of a run: a folder or the embedded data set, filtered, with some held out."""
+"""The training pictures of a run: a data set of any kind or the embedded one, filtered, with some held out."""
 
 import os
 import subprocess
@@ -13,6 +13,7 @@ import tensorflow as tf
 from ..datasets import filtering, folder, splitting
 from ..datasets.augmentation import augment
 from ..datasets.cropping import RandomResizedCrop
+from ..datasets.opening import KINDS, open_source
 from ..errors import BadData, UserError
 
 SOURCE_OPTIONS = "data_dir filter_filename filter_percentile filter_min_nrof_images_per_class"
@@ -56,7 +57,7 @@ def training_pictures(
       BadData: nothing to train on there, or ``val_dir`` has other classes, or files of ``data_dir``.
     """
     if data_dir is None:
-        raise UserError("give --data_dir FOLDER with pictures as FOLDER/Class/picture.jpg, or --synthetic")
+        raise UserError(f"give --data_dir with {KINDS}; or --synthetic")
     if not 0 <= validation_set_split_ratio < 1:
         raise UserError(f"--validation_set_split_ratio {validation_set_split_ratio}: a share of 0 or more, below 1")
     if val_dir is not None and validation_set_split_ratio:
@@ -65,7 +66,9 @@ def training_pictures(
             "out; give one of them"
         )
     refuse_root_of_splits(data_dir)
-    source = folder.read_folder(data_dir)
+    source = open_source(data_dir)
+    if source.num_classes < 2:
+        raise BadData(f"{data_dir}: {source.num_classes} class; training needs 2 or more")
     if filter_filename is not None:
         metrics = filtering.read_filtering_metrics(filter_filename)
         source = filtering.filter_dataset(source, metrics, filter_percentile, filter_min_nrof_images_per_class)
@@ -73,14 +76,15 @@ def training_pictures(
         source = filtering.filter_by_class_size(source, filter_min_nrof_images_per_class)
     if val_dir is not None:
         pictures, labels = labelled_pictures(val_dir, source.class_names)
-        _refuse_shared_files(source, pictures)
+        if isinstance(source, folder.Source):
+            _refuse_shared_files(source, pictures)
         return source, pictures, labels
     if not validation_set_split_ratio:
         return source, None, np.zeros(0, np.int64)
     kept, held_out = splitting.split_classes(
         source, validation_set_split_ratio, min_held_out=min_nrof_val_images_per_class, seed=seed
     )
-    pictures = folder.PathSource([source.where(int(record)) for record in held_out]) if len(held_out) else None
+    pictures = source.subset(held_out) if len(held_out) else None
     return kept, pictures, source.labels[held_out]
 
 

@@ -1,6 +1,7 @@
 """Validations that a training script asks for: each a function of (log, step) that returns metrics."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -10,12 +11,13 @@ import numpy as np
 from .. import plots
 from ..datasets.augmentation import centre_crop
 from ..datasets.folder import PathSource
+from ..datasets.packs import read_pack
 from ..datasets.pipeline import Quarantine, evaluation_dataset
 from ..distribution import Towers
 from ..errors import BadData, UserError
 from ..evaluation.classification import TOP, classify
 from ..evaluation.embedding import embed
-from ..evaluation.lfw import LfwPairs, read_pairs, resolve_pairs
+from ..evaluation.lfw import read_pairs, resolve_pairs
 from ..evaluation.neighbours import recall_at_1
 from ..evaluation.verification import Verification, evaluate_pairs, report
 from ..summaries import RunLog
@@ -23,6 +25,27 @@ from ..summaries import RunLog
 PAIRS_OPTIONS = "lfw_dir lfw_pairs lfw_nrof_folds"
 PROTOCOL_OPTIONS = "lfw_batch_size lfw_distance_metric lfw_use_flipped_images lfw_subtract_mean"
 LFW_OPTIONS = f"{PAIRS_OPTIONS} {PROTOCOL_OPTIONS}"
+
+
+@dataclass(frozen=True, eq=False)
+class Pairs:
+    """Pairs to verify on, from a folder or from a pack.
+
+    Attributes:
+      source: N pictures.
+      pairs: int64 [P, 2], records of the source.
+      same: bool [P].
+      fold_ids: int64 [P].
+      names: N texts to show beside the pictures.
+      skipped: a text for each pair that is left out since a picture is missing.
+    """
+
+    source: object
+    pairs: np.ndarray
+    same: np.ndarray
+    fold_ids: np.ndarray
+    names: list[str]
+    skipped: list[str]
 
 
 def embed_source(
@@ -72,7 +95,7 @@ def embed_source(
 def verify(
     towers: Towers,
     network: keras.Model,
-    pairs: LfwPairs,
+    pairs: Pairs,
     *,
     image_size: int,
     load_size: int,
@@ -84,12 +107,12 @@ def verify(
     """The LFW protocol on ``pairs``.
 
     Returns:
-      (figures, embeddings [N, D] of ``pairs.paths``, a line for each pair left out since a picture is unreadable).
+      (figures, embeddings [N, D] of ``pairs.source``, a line for each pair left out since a picture is unreadable).
     """
     embeddings, bad = embed_source(
         towers,
         network,
-        PathSource(pairs.paths),
+        pairs.source,
         image_size=image_size,
         load_size=load_size,
         batch_size=lfw_batch_size,
@@ -97,7 +120,10 @@ def verify(
     )
     used = ~np.isin(pairs.pairs, list(bad)).any(axis=1)
     skipped = [
-        f"{pairs.paths[record]}: {bad[record]}" for pair in pairs.pairs[~used] for record in pair if record in bad
+        f"{pairs.source.where(record)}: {bad[record]}"
+        for pair in pairs.pairs[~used]
+        for record in pair
+        if record in bad
     ]
     verification = evaluate_pairs(
         embeddings,
@@ -110,7 +136,7 @@ def verify(
     return verification, embeddings, skipped
 
 
-def read_lfw(lfw_dir: Path, lfw_pairs: Path | None, lfw_nrof_folds: int | None) -> LfwPairs:
+def read_lfw(lfw_dir: Path, lfw_pairs: Path | None, lfw_nrof_folds: int | None) -> Pairs:
     """The pairs whose pictures are there.
 
     Args:
@@ -122,7 +148,16 @@ def read_lfw(lfw_dir: Path, lfw_pairs: Path | None, lfw_nrof_folds: int | None) 
         lfw_pairs = next((place for place in places if place.is_file()), None)
         if lfw_pairs is None:
             raise UserError(f"give --lfw_pairs FILE: there is no {places[0]} and no {places[1]}")
-    return resolve_pairs(read_pairs(lfw_pairs, folds=lfw_nrof_folds), lfw_dir)
+    found = resolve_pairs(read_pairs(lfw_pairs, folds=lfw_nrof_folds), lfw_dir)
+    people = [Path(path).parent.name for path in found.paths]
+    return Pairs(PathSource(found.paths), found.pairs, found.same, found.fold_ids, people, found.skipped)
+
+
+def read_bin(path: Path, lfw_nrof_folds: int | None) -> Pairs:
+    """The pairs of a verification pack, folds being blocks of pairs in order (None: 10 folds)."""
+    pack = read_pack(path)
+    names = [f"pair {record // 2}" for record in range(len(pack))]
+    return Pairs(pack, pack.pairs, pack.same, pack.fold_ids(lfw_nrof_folds), names, [])
 
 
 def figures(verification: Verification) -> dict[str, float]:
@@ -157,7 +192,6 @@ def pairs_validator(
       protocol: the other arguments of ``verify``.
     """
     pairs = read_lfw(lfw_dir, lfw_pairs, lfw_nrof_folds)
-    people = [Path(path).parent.name for path in pairs.paths]
 
     def validate(log: RunLog, step: int) -> dict:
         verification, embeddings, skipped = verify(towers, network, pairs, **protocol)
@@ -166,10 +200,10 @@ def pairs_validator(
         with (log.run_dir / "lfw_result.txt").open("a") as file:
             file.write(f"{step}\t{verification.accuracy:.5f}\t{verification.validation_rate:.5f}\n")
         plots.roc(verification, log.run_dir / "roc.png")
-        log.embeddings(embeddings, people)
+        log.embeddings(embeddings, pairs.names)
         log.text("\n".join(report(verification).splitlines()[:2]))
         metrics = figures(verification)
-        recall, queries = recall_at_1(embeddings, people)
+        recall, queries = recall_at_1(embeddings, pairs.names)
         if queries:
             log.text(f"Recall@1: {recall:.5f} of {queries} pictures")
             metrics["lfw_recall_at_1"] = recall
