@@ -1,4 +1,4 @@
-"""Stores of class centres: matrices by name, in memory or in mapped files; `remote.py` has one with the same interface."""
+"""Stores of class centres: matrices by name, in memory or in mapped files; `remote.py` has the same interface."""
 
 import errno
 import os
