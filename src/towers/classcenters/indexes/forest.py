@@ -137,7 +137,7 @@ def _top(points, inside, draws):
     points go through the nodes by one matrix product.
 
     Returns:
-      pairs (N of two rows), children (N of two: a node, or ~exit), and the points of each exit; None where the points are
+      pairs (N of two rows), children (N of two: a node, or ~exit), and the points of each exit; None where points are
       too alike to be separated.
     """
     sample = np.unique([int(next(draws) * len(inside)) for _ in range(_SAMPLE)])

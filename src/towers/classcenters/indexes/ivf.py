@@ -17,20 +17,20 @@ def build(
     previous: "InvertedFile | None" = None,
     num_cells: int | None = None,
     probes: int = 8,
-    iterations: int = 6,
+    iterations: int = 3,
 ) -> "InvertedFile":
     """Cells by k-means on a sample, then every point into its cell.
 
     Args:
       previous: an index of the same centres some steps ago; its cells are the start, and one iteration follows the
         centres that have moved.
-      num_cells: default 4 sqrt(C), at most C / 8.
+      num_cells: default 8 sqrt(C), at most C / 8.
       probes: cells that a query looks into; more where k asks for more points than they hold.
       iterations: of k-means, without ``previous``.
     """
     points = np.ascontiguousarray(points, np.float32)
     random = np.random.default_rng(seed)
-    num_cells = max(1, min(num_cells or round(4 * math.sqrt(len(points))), max(1, len(points) // 8)))
+    num_cells = max(1, min(num_cells or round(8 * math.sqrt(len(points))), max(1, len(points) // 8)))
     sample = points
     if len(points) > _SAMPLES_PER_CELL * num_cells:
         sample = points[np.sort(random.choice(len(points), _SAMPLES_PER_CELL * num_cells, replace=False))]
