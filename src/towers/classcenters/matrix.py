@@ -119,8 +119,10 @@ class Matrix:
             self.updated[start : start + len(weights)] = self.version
 
     def set_version(self, version: int) -> None:
-        """Count steps from ``version`` on, after ``assign`` of every row: what was skipped before is forgotten."""
+        """Count steps from ``version`` on; every row keeps its present value."""
         with self.lock:
+            for piece in pieces(self.spec.rows, self.spec.columns):
+                self._refresh(piece.start, piece.stop)
             self.skipped = SkippedSteps()
             self.skipped.version = version
             self.updated[:] = version
@@ -177,8 +179,11 @@ class Matrix:
         turn = (self.version - 1) % (SPAN // 2)
         start, stop = turn * count, min((turn + 1) * count, self.spec.rows)
         if start < stop:
-            weights, slot = self.state(start, stop)
-            self.weights[start:stop] = weights
-            if slot is not None:
-                self.slot[start:stop] = slot
-            self.updated[start:stop] = self.version
+            self._refresh(start, stop)
+
+    def _refresh(self, start, stop):
+        weights, slot = self.state(start, stop)
+        self.weights[start:stop] = weights
+        if slot is not None:
+            self.slot[start:stop] = slot
+        self.updated[start:stop] = self.version

@@ -57,7 +57,7 @@ class Store:
 
     def __init__(self, allocate: Callable = np.zeros):
         self.matrices: dict[str, Matrix] = {}
-        self._allocate = allocate
+        self.allocate = allocate
         self._lock = threading.Lock()
 
     def create(self, name: str, spec: MatrixSpec) -> None:
@@ -70,7 +70,7 @@ class Store:
         with self._lock:
             present = self.matrices.get(name)
             if present is None:
-                self.matrices[name] = Matrix(spec, self._allocate)
+                self.matrices[name] = Matrix(spec, self.allocate)
             elif present.spec != spec:
                 raise ValueError(f"matrix {name} is there already, as {present.spec}, not {spec}")
 
@@ -120,7 +120,7 @@ class Store:
         self.matrix(name).assign(start, weights, slot)
 
     def set_version(self, name: str, version: int) -> None:
-        """Count steps from ``version`` on, after every row has been assigned."""
+        """Count steps from ``version`` on; every row keeps its present value."""
         self.matrix(name).set_version(version)
 
     def save(self, path: Path) -> None:
@@ -129,4 +129,4 @@ class Store:
 
     def load(self, path: Path) -> None:
         """Take over a snapshot: the matrices become those of the file; on an error they stay as they were."""
-        self.matrices = snapshots.load(Path(path), lambda name, spec: Matrix(spec, self._allocate))[0]
+        self.matrices = snapshots.load(Path(path), lambda name, spec: Matrix(spec, self.allocate))[0]
