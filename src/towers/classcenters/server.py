@@ -171,7 +171,8 @@ def serve(arguments: argparse.Namespace, number: int) -> int:
             flush=True,
         )
     stop.wait()
-    # What is being answered is finished; a client that waits for others is told at once.
+    # What is being answered is finished; who waits for other clients is told at once, and may try again.
+    shard.stop_waiting()
     server.stop(grace=5).wait()
     shard.close()
     print(f"shard {shard.index} of {shard.count} stopped", flush=True)

@@ -11,13 +11,14 @@ from google.protobuf.message import DecodeError
 
 from ..errors import UserError
 from .protocol import class_centers_pb2 as messages
-from .shard import FenceTimeout, GenerationMismatch, Shard
+from .shard import FenceTimeout, GenerationMismatch, Shard, Stopping
 from .spec import StepMismatch
 from .wire import MAX_MESSAGE_BYTES, SERVICE, block_rows, blocks, read_block, spec_of, specification_of, values_of
 
 _CODES = (
     (StepMismatch, grpc.StatusCode.FAILED_PRECONDITION),
     (FenceTimeout, grpc.StatusCode.DEADLINE_EXCEEDED),
+    (Stopping, grpc.StatusCode.UNAVAILABLE),
     (KeyError, grpc.StatusCode.NOT_FOUND),
     (ValueError, grpc.StatusCode.INVALID_ARGUMENT),
     (DecodeError, grpc.StatusCode.INVALID_ARGUMENT),

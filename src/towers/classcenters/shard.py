@@ -24,6 +24,10 @@ class FenceTimeout(Exception):
     """A version was not reached in time; the text says which clients have not pushed."""
 
 
+class Stopping(Exception):
+    """The server is about to stop; the call may be repeated when it is there again."""
+
+
 class Pushed(NamedTuple):
     """What a client pushed for a step that not all have pushed for."""
 
@@ -72,6 +76,7 @@ class Shard:
         self._waiting: dict[str, dict[int, dict[int, Pushed]]] = {}
         self._changed = threading.Condition()
         self._journal = None
+        self._stopping = False
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
             self._recover()
@@ -210,6 +215,12 @@ class Shard:
         if generation not in (0, self.generation):
             raise GenerationMismatch("the server has started anew or loaded a snapshot; ask Describe", version)
 
+    def stop_waiting(self) -> None:
+        """Answer those who wait for other clients at once, before the server stops."""
+        with self._changed:
+            self._stopping = True
+            self._changed.notify_all()
+
     def close(self) -> None:
         """Write what a restart needs, at once rather than by its journal."""
         with self._changed:
@@ -240,6 +251,8 @@ class Shard:
                     )
                 if matrix.version >= version - self.staleness:
                     return
+                if self._stopping:
+                    raise Stopping("the server is stopping")
                 left = deadline - time.monotonic()
                 if left <= 0:
                     here = self._waiting[name].get(matrix.version, {})
