@@ -20,6 +20,10 @@ def pieces(count: int, columns: int):
     return (slice(start, min(start + size, count)) for start in range(0, count, size))
 
 
+def _rows_of(array, rows):
+    return np.take(array, rows, axis=0, mode="clip")
+
+
 class Matrix:
     """Weights [C, D] that learn by rows; rows that get no gradient follow lazily and exactly.
 
@@ -57,12 +61,13 @@ class Matrix:
         rows = checked_rows(rows, self.spec.rows)
         values = np.empty((len(rows), self.spec.columns), np.float32) if out is None else out
         with self.lock:
+            maps = self._missed(self.updated[rows])
             for piece in pieces(len(rows), self.spec.columns):
                 # In range already, and numpy copies unchecked rows without a buffer.
                 np.take(self.weights, rows[piece], axis=0, out=values[piece], mode="clip")
-                if self.spec.skipping_changes:
-                    slot = self.slot[rows[piece]] if self._maps_slot else None
-                    self._catch_up(self.updated[rows[piece]], values[piece], slot, with_slot=False)
+                if maps is not None:
+                    slot = _rows_of(self.slot, rows[piece]) if self._maps_slot else None
+                    self._catch_up(maps[piece], values[piece], slot, with_slot=False)
         return values
 
     def push(self, rows: np.ndarray, gradients: np.ndarray, learning_rate: float, version: int | None = None) -> int:
@@ -86,8 +91,9 @@ class Matrix:
                 raise StepMismatch(
                     f"the gradients are for step {version}, the matrix is at {self.version}", self.version
                 )
+            maps = self._missed(self.updated[rows])
             for piece in pieces(len(rows), self.spec.columns):
-                self._update(rows[piece], gradients[piece], learning_rate)
+                self._update(rows[piece], gradients[piece], learning_rate, None if maps is None else maps[piece])
             self.skipped.append(step_map(self.spec, learning_rate))
             self.updated[rows] = self.version
             self._refresh_some()
@@ -99,8 +105,9 @@ class Matrix:
         with self.lock:
             weights = self.weights[start:stop].copy()
             slot = None if self.slot is None else self.slot[start:stop].copy()
-            if self.spec.skipping_changes:
-                self._catch_up(self.updated[rows], weights, slot)
+            maps = self._missed(self.updated[rows])
+            if maps is not None:
+                self._catch_up(maps, weights, slot)
         return weights, slot
 
     def assign(self, start: int, weights: np.ndarray, slot: np.ndarray | None = None) -> None:
@@ -131,12 +138,17 @@ class Matrix:
     def _maps_slot(self) -> bool:
         return self.spec.rule == "momentum" and self.slot is not None
 
-    def _catch_up(self, updated, weights, slot, with_slot=True):
-        """Apply the steps since ``updated`` [n] to weights [n, D], and to the slot where they change it, in place."""
+    def _missed(self, updated):
+        """float32 [n, 2, 2], the maps of the steps since ``updated`` [n]; None if nothing has been missed."""
+        if not self.spec.skipping_changes:
+            return None
         distinct, which = np.unique(updated, return_inverse=True)
-        if len(distinct) == 1 and distinct[0] == self.version:
-            return
-        maps = self.skipped.since(distinct).astype(np.float32)[which]
+        if not len(distinct) or distinct[0] == self.version:
+            return None
+        return self.skipped.since(distinct).astype(np.float32)[which]
+
+    def _catch_up(self, maps, weights, slot, with_slot=True):
+        """Apply maps [n, 2, 2] to weights [n, D], and to the slot where they change it, in place."""
         if not self._maps_slot:
             weights *= maps[:, 1, 1, None]
             return
@@ -148,12 +160,12 @@ class Matrix:
         if with_slot:
             slot[...] = next_slot
 
-    def _update(self, rows, gradients, learning_rate):
+    def _update(self, rows, gradients, learning_rate, maps):
         spec, rate, decay = self.spec, np.float32(learning_rate), np.float32(self.spec.weight_decay)
-        weights = self.weights[rows]
-        slot = None if self.slot is None else self.slot[rows]
-        if spec.skipping_changes:
-            self._catch_up(self.updated[rows], weights, slot)
+        weights = _rows_of(self.weights, rows)
+        slot = None if self.slot is None else _rows_of(self.slot, rows)
+        if maps is not None:
+            self._catch_up(maps, weights, slot)
         if spec.rule == "adagrad":
             weights *= np.float32(1 - learning_rate * spec.weight_decay)
             slot += gradients * gradients
