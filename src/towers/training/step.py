@@ -40,15 +40,15 @@ Objective = Callable[[keras.Model, dict[str, tf.Tensor]], TowerLosses]
 class Head(Protocol):
     """Class weights that are not alike on every tower: each tower differentiates and updates its own rows.
 
-    ``Rows`` is a tuple with the field ``weights``, the tensor [S, D] that the step's tape watches; an objective finds it
-    in its batch as ``rows``.
+    Its rows are a tuple with the field ``weights``, the tensor [S, D] that the step's tape watches; an objective finds
+    the tuple in its batch as ``rows``.
     """
 
     def prepare(self, labels: tf.Tensor, step: tf.Tensor) -> NamedTuple:
         """The rows that this tower needs for its labels [b] of this step."""
 
     def apply(self, rows: NamedTuple, gradient: tf.Tensor, learning_rate: tf.Tensor, keep: tf.Tensor) -> None:
-        """Update the rows by the gradient [S, D] of the whole loss; leave everything as it is where ``keep`` is false."""
+        """Update the rows by the gradient [S, D] of the whole loss, or nothing where ``keep`` is false."""
 
 
 def make_train_step(
