@@ -3,7 +3,7 @@
 import pytest
 
 from towers.errors import BadData, UserError
-from towers.runs.plan import DEFAULT_EPOCHS, learning_rates, plan_steps
+from towers.runs.plan import DEFAULT_EPOCHS, Plan, check_parts, learning_rates, plan_steps
 
 OPTIONS = {
     "batch_size": 8,
@@ -86,15 +86,15 @@ def test_warmup_in_epochs_is_that_of_the_data():
         "learning_rate_decay_epochs": 1,
         "learning_rate_decay_factor": 1.0,
     }
-    steps = plan.Plan(batch_size=8, epoch_size=40, last_step=400, horizon=400)
-    rate = plan.learning_rates(steps, warmup_steps=0, warmup_epochs=0.5, **settings)
+    steps = Plan(batch_size=8, epoch_size=40, last_step=400, horizon=400)
+    rate = learning_rates(steps, warmup_steps=0, warmup_epochs=0.5, **settings)
     assert [rate(step) for step in (0, 19, 210)] == pytest.approx([0.005, 0.1, 0.05])
     with pytest.raises(UserError, match="give one of them"):
-        plan.learning_rates(steps, warmup_steps=5, warmup_epochs=0.5, **settings)
+        learning_rates(steps, warmup_steps=5, warmup_epochs=0.5, **settings)
 
 
 def test_parts_of_a_batch_are_equal():
-    plan.check_parts(8, 4)
+    check_parts(8, 4)
     for parts in (0, 3, 16):
         with pytest.raises(UserError, match=f"--accumulate {parts}"):
-            plan.check_parts(8, parts)
+            check_parts(8, parts)

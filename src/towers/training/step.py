@@ -127,10 +127,12 @@ def make_train_step(
         )
         loss, weight = sums[-2:]
         divisor = weight if loss_scale is None else weight * tf.cast(loss_scale.value(), weight.dtype)
-        gradients, row_gradients = (
-            [tf.math.divide_no_nan(gradient, tf.cast(divisor, gradient.dtype)) for gradient in part]
-            for part in (sums[: len(variables)], row_gradients)
-        )
+        gradients = [
+            tf.math.divide_no_nan(gradient, tf.cast(divisor, gradient.dtype)) for gradient in sums[: len(variables)]
+        ]
+        # Rows may be gigabytes: one multiplication of each value.
+        share = tf.math.divide_no_nan(tf.ones([], divisor.dtype), divisor)
+        row_gradients = [gradient * tf.cast(share, gradient.dtype) for gradient in row_gradients]
         norm = tf.linalg.global_norm(gradients)
         if head is not None:
             # One scalar tells every tower the size of all rows' gradients, and whether they are finite.
