@@ -3,8 +3,8 @@
   python benchmarks/head.py                      # the rows of RESULTS.md
   python benchmarks/head.py --chart head.png     # memory and time over the number of identities, for each head
 
-Each measurement runs in a process of its own: batch 128, 512 values, float32, one tower (the chart: two). The products are
-W x^T and its gradients by x and by W, in the faster of the two layouts; a sampled head's have the rows of a step.
+Each measurement runs in a process of its own: batch 128, 512 values, float32, one tower (the chart: two). The products
+are W x^T and its gradients by x and by W, in the faster of the two layouts; a sampled head's have the step's rows.
 """
 
 import argparse
