@@ -1,6 +1,7 @@
 """The shell launchers, with a Python that writes down how it was called, and the lock files they install from."""
 
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -330,3 +331,40 @@ def test_dev_lock_has_the_versions_of_the_cpu_lock():
         kind: set(re.findall(r"^\S+==\S+.*?(?= \\$)", locked(kind)[1], flags=re.MULTILINE)) for kind in ("cpu", "dev")
     }
     assert pins["cpu"] - pins["dev"] == set()
+
+
+INSIGHTFACE_LAUNCHERS = {
+    "insightface_r100_arcface.sh": ("train_multi_gpu.py", {"--network": "r100", "--loss": "arcface"}),
+    "insightface_r50_cosface.sh": ("train_multi_gpu.py", {"--network": "r50", "--loss": "cosface"}),
+    "insightface_y1_softmax.sh": ("train_multi_gpu.py", {"--network": "mobilefacenet_y1", "--loss": "softmax"}),
+    "insightface_y1_triplet.sh": (
+        "train_tripletloss.py",
+        {"--network": "mobilefacenet_y1", "--learning_rate": "0.005"},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", INSIGHTFACE_LAUNCHERS)
+def test_insightface_examples_start_their_script(project, tmp_path, name):
+    script, options = INSIGHTFACE_LAUNCHERS[name]
+    faces = face_folder(tmp_path / "faces_emore", split=False)
+    start(project, f"scripts/{name}", "--pretrained", "runs/y1,1", DATA=str(faces))
+    (train,) = calls(project)
+    assert train[0] == script
+    assert {flag: option(train, flag) for flag in options} == options
+    assert option(train, "--data_dir") == str(faces)
+    assert train[-2:] == ["--pretrained", "runs/y1,1"]
+
+
+@pytest.mark.slow
+def test_insightface_examples_give_options_that_there_are(project, tmp_path):
+    faces = face_folder(tmp_path / "faces_emore", split=False)
+    for name in INSIGHTFACE_LAUNCHERS:
+        start(project, f"scripts/{name}", "--pretrained", "runs/y1,1", DATA=str(faces))
+    code = (
+        "import importlib, json, sys\n"
+        "for script, *options in json.loads(sys.argv[1]):\n"
+        "    importlib.import_module(script.removesuffix('.py')).make_parser().parse_args(options)\n"
+    )
+    environment = os.environ | {"PYTHONPATH": f"{ROOT / 'src'}:{ROOT}"}
+    subprocess.run([sys.executable, "-c", code, json.dumps(calls(project))], env=environment, check=True)

@@ -61,9 +61,7 @@ SHARES = np.array([1.0, 0.5, 2.0, 1.5, 0.25])
 def test_losses_and_gradients_equal_the_loops(case, chunk):
     margin, settings = CASES[case]
     weights = weights_of(settings)
-    losses, (by_embeddings, by_weights) = found(
-        EMBEDDINGS, weights, margin, LogitForm(**{**settings, "chunk": chunk})
-    )
+    losses, (by_embeddings, by_weights) = found(EMBEDDINGS, weights, margin, LogitForm(**{**settings, "chunk": chunk}))
 
     def total(embeddings, weights):
         return slow.losses(embeddings, weights, LABELS, **margin, **settings) @ SHARES

@@ -76,7 +76,7 @@ class ReplicatedHead:
     def classify(
         self, embeddings: tf.Tensor, labels: tf.Tensor, rows: tuple, margin: Margin
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        """Softmax with a margin, without bias, as ``ShardedHead.classify``: (losses [b], 1 where the label is first)."""
+        """Softmax with a margin, without bias: what ``ShardedHead.classify`` returns."""
         features = features_of(tf.cast(embeddings, rows[0].dtype), self.form)
         parts = softmax_parts(features, tf.convert_to_tensor(rows[0]), labels, self.form, margin)
         losses = parts.log_sums - parts.targets

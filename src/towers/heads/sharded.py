@@ -4,6 +4,7 @@ Features are gathered, never weights: what travels a step is [B, D] and a few [B
 """
 
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -37,9 +38,9 @@ class Rows(NamedTuple):
 class ShardedHead:
     """Class weights [C * K, D] without bias, C / R classes a tower, and their momentum beside them.
 
-    With ``sample_rate`` a step sees, reads and writes ``sample_rate * C`` classes only: all those of the batch and others
-    drawn by (seed, step). Rows that are not sampled stay as they are: neither their momentum nor weight decay moves them
-    in that step, so a class decays in proportion to how often it is sampled.
+    With ``sample_rate`` a step sees, reads and writes ``sample_rate * C`` classes only: all those of the batch and
+    others drawn by (seed, step). Rows that are not sampled stay as they are: neither their momentum nor weight decay
+    moves them in that step, so a class decays in proportion to how often it is sampled.
 
     Args:
       num_classes: C; ``embedding_size``: D.
@@ -84,7 +85,7 @@ class ShardedHead:
         self.momentum, self.weight_decay = momentum, weight_decay
         self.starts = shard_starts(num_classes, towers.num_towers)
         self.shards, self.slots = [], []
-        for device, start, stop in zip(towers.device_names, self.starts, self.starts[1:], strict=True):
+        for device, (start, stop) in zip(towers.device_names, pairwise(self.starts), strict=True):
             shape = ((stop - start) * form.sub_centres, embedding_size)
             with tf.device(device):
                 self.shards.append(tf.Variable(tf.zeros(shape, dtype), name="head_weights"))
@@ -99,7 +100,7 @@ class ShardedHead:
         return {"head/weights": self.weights} | ({"head/momentum": MergedRows(self.slots)} if self.slots else {})
 
     def prepare(self, labels: tf.Tensor, step: tf.Tensor) -> Rows:
-        """Inside ``Towers.run``: the rows for this tower's labels [b] of a step; no collective where nothing is drawn."""
+        """Inside ``Towers.run``: the rows that this tower needs for its labels [b] of a step."""
         tower = tower_index()
         if self.num_sampled is None:
             return Rows(self.shards[tower].read_value())
@@ -128,8 +129,8 @@ class ShardedHead:
         most = None if self.num_sampled is None else min(self.num_sampled, self._own_classes())
         parts = softmax_parts(features, rows.weights, self._columns(labels, rows), self.form, margin, most)
         over_towers = all_gather(tf.stop_gradient(tf.stack([parts.log_sums, parts.largest]))[None])
-        top, largest = tf.unstack(tf.reduce_max(over_towers, axis=0))
-        sums, targets = tf.unstack(sum_over_towers(tf.stack([tf.exp(parts.log_sums - top), parts.targets])))
+        top, largest = tf.unstack(tf.reduce_max(over_towers, axis=0), num=2)
+        sums, targets = tf.unstack(sum_over_towers(tf.stack([tf.exp(parts.log_sums - top), parts.targets])), num=2)
         share = tf.shape(embeddings)[0]
         own = slice(tower_index() * share, (tower_index() + 1) * share)
         losses = top + tf.math.log(sums) - targets
@@ -208,7 +209,7 @@ class ShardedHead:
 
 
 class MergedRows:
-    """Variables of several towers as one array [N, D], read and written in pieces; stands for a variable in a checkpoint."""
+    """Variables of several towers as one array [N, D], read and written in pieces; a checkpoint's variable."""
 
     def __init__(self, parts: list[tf.Variable]):
         self.parts = parts

@@ -1,7 +1,8 @@
 """Softmax over cosines with a margin on an example's own class: ArcFace, CosFace, AdaFace, MagFace and their kin.
 
-The margin touches one entry an example; nothing trigonometric is computed for the other classes. Logits are class-major,
-[S, B]: on CPUs the product W x^T takes a third of the time of x W^T, and no gradient needs a transposed copy of W.
+The margin touches one entry an example; nothing trigonometric is computed for the other classes. Logits are
+class-major, [S, B]: on CPUs the product W x^T takes a third of the time of x W^T, and no gradient needs a transposed
+copy of W.
 """
 
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ _LEAST_SQUARED_NORM = 1e-24
 class Margin(NamedTuple):
     """What becomes of the cosine of an example's own class: cos(multiple * theta + angles) - offsets.
 
-    There is no rule for angles that pass pi, as in every current implementation of InsightFace; ``clipped`` is AdaFace's.
+    There is no rule for angles that pass pi, like InsightFace; AdaFace's is ``clipped``.
 
     Attributes:
       multiple: m1; ``angles``: m2, radians, a number or [b]; ``offsets``: m3, a number or [b].
@@ -101,7 +102,7 @@ def softmax_parts(
     margin: Margin,
     most_classes: int | None = None,
 ) -> SoftmaxParts:
-    """The softmax of features over the classes of ``weights``; log_sums - targets is the cross entropy where that is all.
+    """The softmax of features over the classes of ``weights``; where those are all, log_sums - targets is the loss.
 
     Differentiable in features, weights and ``margin.angles``.
 

@@ -14,11 +14,11 @@ from .. import checkpoints, export, plots
 from ..datasets.pipeline import Quarantine, train_dataset
 from ..distribution import Towers
 from ..errors import BadData, UserError
-from ..summaries import RunLog
+from ..summaries import RunLog, highest_before
 from ..training import loop, optimizers, state
 from ..training.averaging import WeightAverage
 from ..training.loss_scale import LossScale
-from ..training.step import Objective, make_train_step
+from ..training.step import Head, Objective, make_train_step
 from .folder import RunFolder
 from .plan import Plan
 
@@ -84,6 +84,10 @@ def train(
     audit_data: bool,
     time_towers: bool,
     model_facts: dict,
+    head: Head | None = None,
+    accumulate: int = 1,
+    validate_every_n_steps: int = 0,
+    best_by: str | None = None,
 ) -> Path:
     """Train, validate and export; goes on where the run folder's newest checkpoint ends.
 
@@ -97,6 +101,8 @@ def train(
       validators: functions of (log, step) that return metrics; they see the averaged weights.
       options: the resolved options, for ``options.json``.
       model_facts: what else ``model.json`` records.
+      head, accumulate: see ``make_train_step``; the head's variables are among ``other_state``.
+      best_by: the validation metric whose highest value keeps its model in ``best/``.
 
     Returns:
       The run folder.
@@ -158,6 +164,8 @@ def train(
             average=average,
             loss_scale=loss_scale,
             time_towers=time_towers,
+            head=head,
+            accumulate=accumulate,
         )
 
         def save(step):
@@ -170,7 +178,10 @@ def train(
                 for validator in validators:
                     metrics |= validator(log, step)
                 facts = {"network": network_arguments, "load_size": load_size, "step": step, **model_facts}
-                export.save_model(folder.path / "model", network, {**facts, "validation": metrics})
+                facts = {**facts, "validation": metrics}
+                export.save_model(folder.path / "model", network, facts)
+                if best_by in metrics and metrics[best_by] > highest_before(folder.path, best_by):
+                    export.save_model(folder.path / "best", network, facts)
             log.validation(metrics)
             if log_histograms:
                 log.histograms(trained, step)
@@ -204,6 +215,7 @@ def train(
             seen=seen,
             records_of_step=lambda step: _names(source, order, step, plan.batch_size),
             overflow_allowed=float16,
+            validate_every_n_steps=validate_every_n_steps,
         )
         if audit is not None:
             audit.close()
@@ -236,7 +248,8 @@ def _resume(folder: RunFolder, variables: dict, fingerprint: str) -> tuple[int, 
             f"{folder.path} was trained on other pictures than are there now (names or sizes differ), so it cannot go "
             "on exactly; put them back, or start another --run_dir with --pretrained_model"
         )
-    state.write(variables, checkpoint.read(), str(checkpoint.path))
+    in_pieces = [name for name, variable in variables.items() if hasattr(variable, "chunks")]
+    state.write(variables, checkpoint.read(in_pieces), str(checkpoint.path))
     return checkpoint.step, complaints
 
 

@@ -40,15 +40,15 @@ Objective = Callable[[keras.Model, dict[str, tf.Tensor]], TowerLosses]
 class Head(Protocol):
     """Class weights that are not alike on every tower: each tower differentiates and updates its own rows.
 
-    ``Rows`` is a tuple with the field ``weights``, the tensor [S, D] that the step's tape watches; an objective finds it
-    in its batch as ``rows``.
+    Its rows are a tuple with the field ``weights``, the tensor [S, D] that the step's tape watches; an objective finds
+    the tuple in its batch as ``rows``.
     """
 
     def prepare(self, labels: tf.Tensor, step: tf.Tensor) -> NamedTuple:
         """The rows that this tower needs for its labels [b] of this step."""
 
     def apply(self, rows: NamedTuple, gradient: tf.Tensor, learning_rate: tf.Tensor, keep: tf.Tensor) -> None:
-        """Update the rows by the gradient [S, D] of the whole loss; leave everything as it is where ``keep`` is false."""
+        """Update the rows by the gradient [S, D] of the whole loss, or nothing where ``keep`` is false."""
 
 
 def make_train_step(
@@ -127,10 +127,12 @@ def make_train_step(
         )
         loss, weight = sums[-2:]
         divisor = weight if loss_scale is None else weight * tf.cast(loss_scale.value(), weight.dtype)
-        gradients, row_gradients = (
-            [tf.math.divide_no_nan(gradient, tf.cast(divisor, gradient.dtype)) for gradient in part]
-            for part in (sums[: len(variables)], row_gradients)
-        )
+        gradients = [
+            tf.math.divide_no_nan(gradient, tf.cast(divisor, gradient.dtype)) for gradient in sums[: len(variables)]
+        ]
+        # Rows may be gigabytes: one multiplication of each value.
+        share = tf.math.divide_no_nan(tf.ones([], divisor.dtype), divisor)
+        row_gradients = [gradient * tf.cast(share, gradient.dtype) for gradient in row_gradients]
         norm = tf.linalg.global_norm(gradients)
         if head is not None:
             # One scalar tells every tower the size of all rows' gradients, and whether they are finite.
