@@ -3,6 +3,7 @@
 python train_multi_gpu.py --synthetic --network small --image_size 64 --embedding_size 128 --towers 2
 python train_multi_gpu.py --dataset emore --network r100 --loss arcface --lfw_dir LFW --lfw_pairs pairs.txt
 python train_multi_gpu.py --data_dir FACES --loss cosface --head sampled --sample_rate 0.1 --towers 8 --batch_size 512
+python train_multi_gpu.py --data_dir FACES --head selected --num_selected 1000 --selector forest
 python train_multi_gpu.py --data_dir FACES --towers 8 --identities 1000000 --card_memory 11 --dry_run
 """
 
@@ -17,7 +18,7 @@ from towers.heads.replicated import ReplicatedHead
 from towers.heads.sharded import ShardedHead
 from towers.losses.margin import NormStatistics
 from towers.networks import decayed_variables, moving_statistics
-from towers.runs import dry_run, head_memory, pair_sets, pictures, plan, run
+from towers.runs import dry_run, head_memory, pair_sets, pictures, plan, run, selected_classes
 from towers.training import margins, optimizers
 
 LOSS_OPTIONS = "loss margin_m1 margin_m2 margin_m3 scale sub_centres interclass_filtering_threshold logits_chunk"
@@ -33,6 +34,7 @@ def make_parser() -> options.Parser:
     options.add_network(parser, network="mobilefacenet", embedding_size=512)
     options.add_optimizer(parser, optimizer="MOM", learning_rate=0.1)
     options.add_margins(parser)
+    options.add_selection(parser)
     options.add_lfw(parser, protocol=False)
     options.add_pair_sets(parser)
     options.add_run(parser)
@@ -80,6 +82,9 @@ def main(arguments) -> None:
         with towers.scope():
             head = ReplicatedHead(source.num_classes, arguments.embedding_size, use_bias=False, **shared)
         trained, decayed = [*trained, *head.trainable_variables], [*decayed, *head.decayed_variables]
+    elif arguments.head == "selected":
+        numbers = source.num_classes, steps.batch_size
+        head = selected_classes.make_head(towers, *numbers, loss.form, **pick(selected_classes.OPTIONS))
     else:
         head = ShardedHead(
             towers,
@@ -124,8 +129,11 @@ def main(arguments) -> None:
 
 
 def head_lines(arguments, source, steps, network, num_towers, sample_rate) -> list[str]:
+    identities = arguments.identities or source.num_classes
+    if arguments.head == "selected":
+        return selected_classes.describe(identities, **options.pick(arguments, selected_classes.OPTIONS))
     return head_memory.describe(
-        arguments.identities or source.num_classes,
+        identities,
         dry_run.network_bytes(vars(arguments), steps, network, num_towers, arguments.accumulate),
         arguments.card_memory,
         arguments.accumulate,

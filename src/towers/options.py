@@ -232,9 +232,9 @@ def add_margins(parser: Parser) -> None:
     )
     group.add_argument(
         "--head",
-        choices=("replicated", "sharded", "sampled"),
+        choices=("replicated", "sharded", "sampled", "selected"),
         default="sharded",
-        help="class weights whole on every tower, split over them, or split and sampled",
+        help="class weights whole on every tower, split over them, split and sampled, or kept on the host and selected",
     )
     group.add_argument(
         "--sample_rate", type=float, help="share of the classes in a step of --head sampled (default: 0.1)"
@@ -250,6 +250,30 @@ def add_margins(parser: Parser) -> None:
     )
     group.add_argument("--identities", type=int, help="with --dry_run: reckon with so many classes")
     group.add_argument("--card_memory", type=float, help="with --dry_run: memory of a tower, GB")
+
+
+def add_selection(parser: Parser) -> None:
+    """The class centres of --head selected."""
+    group = parser.add_argument_group(
+        "--head selected",
+        "class centres on the host; MOM is heavy-ball momentum there, and queries are the labels' centres",
+    )
+    group.add_argument(
+        "--selector",
+        choices=("random", "exact", "forest", "ivf", "annoy", "faiss", "usearch"),
+        default="forest",
+        help="how the classes of a step are found; the last three need the extra 'ann'",
+    )
+    group.add_argument("--num_selected", "--sample_num", type=int, default=1000, help="classes of a step")
+    group.add_argument("--num_trees", "--ntrees", type=int, default=50, help="trees of forest and annoy")
+    group.add_argument("--probes", type=int, default=8, help="cells that a query of ivf and faiss looks into")
+    group.add_argument("--interval", type=int, default=100, help="steps between rebuilds of the index")
+    group.add_argument(
+        "--adaptive", action="store_true", help="steer the three numbers above by measured recall and probability mass"
+    )
+    group.add_argument("--center_folder", type=Path, help="keep the centres in mapped files here, not in memory")
+    group.add_argument("--param_servers", help="host:port,... of parameter servers that keep them, in order of shards")
+    group.add_argument("--param_token_file", type=Path, help="token that these servers ask for")
 
 
 def add_pair_sets(parser: Parser) -> None:

@@ -32,7 +32,8 @@ class Choice(NamedTuple):
 class SelectedHead(ShardedHead):
     """Class weights [C, D] in the matrix ``name`` of a store, which also holds their update rule.
 
-    Use ``around(train_step)`` for the step, and ``follow(batches)`` to search the next batch's classes meanwhile. Queries are the centres of the batch's labels, as they are when the batch is looked at.
+    Use ``around(train_step)`` for the step, and ``follow(batches)`` to search the next batch's classes meanwhile.
+    Queries are the centres of the batch's labels, as they are when the batch is looked at.
 
     Args:
       store: `classcenters.store.Store`, or `classcenters.remote.RemoteStore`.

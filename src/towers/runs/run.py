@@ -168,6 +168,10 @@ def train(
             accumulate=accumulate,
         )
 
+        if hasattr(head, "around"):
+            train_step = head.around(train_step)
+            batches = head.follow(batches, first_step)
+
         def save(step):
             facts = {"data": fingerprint, "options": options, "towers": towers.num_towers}
             checkpoints.save(folder.checkpoints, step, state.read(variables), facts, keep=keep_checkpoints)
