@@ -368,3 +368,24 @@ def test_insightface_examples_give_options_that_there_are(project, tmp_path):
     )
     environment = os.environ | {"PYTHONPATH": f"{ROOT / 'src'}:{ROOT}"}
     subprocess.run([sys.executable, "-c", code, json.dumps(calls(project))], env=environment, check=True)
+
+
+def test_param_server_keeps_its_data_where_it_is_told(project, tmp_path):
+    start(project, "scripts/param_server.sh", "--shards", "2")
+    start(project, "scripts/param_server.sh", cwd=tmp_path, DIRECTORY="centres")
+    own, told = calls(project)
+    assert own[:2] == told[:2] == ["-m", "towers.classcenters.server"]
+    assert option(own, "--directory") == str(project / "runs" / "class_centres")
+    assert option(told, "--directory") == str(tmp_path / "centres")
+    assert own[-2:] == ["--shards", "2"]
+
+
+def test_hf_launchers_start_the_selected_head(project, tmp_path):
+    faces = face_folder(tmp_path / "faces", split=True)
+    for name in ("train_hf.sh", "train_hf_distributed.sh", "train_hf_baseline.sh"):
+        start(project, f"scripts/{name}", DATA=str(faces), SERVERS="a:1,b:2")
+    selected, distributed, baseline = calls(project)
+    assert option(selected, "--head") == option(distributed, "--head") == "selected"
+    assert "--param_servers" not in selected
+    assert option(distributed, "--param_servers") == "a:1,b:2"
+    assert option(baseline, "--head") == "sharded"
