@@ -73,6 +73,12 @@ class Following:
         self._last = None
         self._sample = None
 
+    def due(self, step: int) -> bool:
+        """Whether ``at_step`` has something to do: a rebuild to begin, or to tell what the last one failed with."""
+        if self._thread is not None and self._thread.is_alive():
+            return False
+        return self._error is not None or self._last is None or step >= self._last + self.interval
+
     def at_step(self, step: int, features=None, labels=None, num_selected: int = 0) -> None:
         """Begin a rebuild if it is time and none is going on.
 
@@ -83,13 +89,11 @@ class Following:
         Raises:
           Whatever the last rebuild failed with.
         """
+        if not self.due(step):
+            return
         if self._error is not None:
             error, self._error = self._error, None
             raise error
-        if self._thread is not None and self._thread.is_alive():
-            return
-        if self._last is not None and step < self._last + self.interval:
-            return
         self._last = step
         batch = None if features is None else (np.array(features), np.array(labels), num_selected)
         self._thread = threading.Thread(target=self._rebuild, args=(step, batch), daemon=True, name="index rebuild")

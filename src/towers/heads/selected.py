@@ -173,7 +173,8 @@ class SelectedHead(ShardedHead):
         choice, self._ahead = (None if self._ahead is None else self._ahead.result()), None
         if self._following is not None:
             self._following.interval = self.settings.interval
-            self._following.at_step(step, self._centres(labels), labels, self.settings.num_selected)
+            if self._following.due(step):
+                self._following.at_step(step, self._centres(labels), labels, self.settings.num_selected)
         if choice is None or not np.array_equal(choice.labels, labels):
             choice = self._choose(labels, self._centres(labels), step)
         self._parts = np.array_split(choice.classes, self.towers.num_towers)
