@@ -29,7 +29,7 @@ MAY_IMPORT = {
     "checkpoints": {"errors"},
     "summaries": {"errors"},
     "plots": {"errors", "evaluation"},
-    "heads": {"losses", "distribution", "classcenters", "errors"},
+    "heads": {"losses", "distribution", "classcenters", "errors", "hashing"},
     "training": {"losses", "heads", "distribution", "summaries", "errors"},
 }
 

@@ -1,6 +1,7 @@
 """The shell launchers, with a Python that writes down how it was called, and the lock files they install from."""
 
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -375,3 +376,61 @@ def test_dev_lock_has_the_versions_of_the_cpu_lock():
         kind: set(re.findall(r"^\S+==\S+.*?(?= \\$)", locked(kind)[1], flags=re.MULTILINE)) for kind in ("cpu", "dev")
     }
     assert pins["cpu"] - pins["dev"] == set()
+
+
+INSIGHTFACE_LAUNCHERS = {
+    "insightface_r100_arcface.sh": ("train_multi_gpu.py", {"--network": "r100", "--loss": "arcface"}),
+    "insightface_r50_cosface.sh": ("train_multi_gpu.py", {"--network": "r50", "--loss": "cosface"}),
+    "insightface_y1_softmax.sh": ("train_multi_gpu.py", {"--network": "mobilefacenet_y1", "--loss": "softmax"}),
+    "insightface_y1_triplet.sh": (
+        "train_tripletloss.py",
+        {"--network": "mobilefacenet_y1", "--learning_rate": "0.005"},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", INSIGHTFACE_LAUNCHERS)
+def test_insightface_examples_start_their_script(project, tmp_path, name):
+    script, options = INSIGHTFACE_LAUNCHERS[name]
+    faces = face_folder(tmp_path / "faces_emore", split=False)
+    start(project, f"scripts/{name}", "--pretrained", "runs/y1,1", DATA=str(faces))
+    (train,) = calls(project)
+    assert train[0] == script
+    assert {flag: option(train, flag) for flag in options} == options
+    assert option(train, "--data_dir") == str(faces)
+    assert train[-2:] == ["--pretrained", "runs/y1,1"]
+
+
+@pytest.mark.slow
+def test_insightface_examples_give_options_that_there_are(project, tmp_path):
+    faces = face_folder(tmp_path / "faces_emore", split=False)
+    for name in INSIGHTFACE_LAUNCHERS:
+        start(project, f"scripts/{name}", "--pretrained", "runs/y1,1", DATA=str(faces))
+    code = (
+        "import importlib, json, sys\n"
+        "for script, *options in json.loads(sys.argv[1]):\n"
+        "    importlib.import_module(script.removesuffix('.py')).make_parser().parse_args(options)\n"
+    )
+    environment = os.environ | {"PYTHONPATH": f"{ROOT / 'src'}:{ROOT}"}
+    subprocess.run([sys.executable, "-c", code, json.dumps(calls(project))], env=environment, check=True)
+
+
+def test_param_server_keeps_its_data_where_it_is_told(project, tmp_path):
+    start(project, "scripts/param_server.sh", "--shards", "2")
+    start(project, "scripts/param_server.sh", cwd=tmp_path, DIRECTORY="centres")
+    own, told = calls(project)
+    assert own[:2] == told[:2] == ["-m", "towers.classcenters.server"]
+    assert option(own, "--directory") == str(project / "runs" / "class_centres")
+    assert option(told, "--directory") == str(tmp_path / "centres")
+    assert own[-2:] == ["--shards", "2"]
+
+
+def test_hf_launchers_start_the_selected_head(project, tmp_path):
+    faces = face_folder(tmp_path / "faces", split=True)
+    for name in ("train_hf.sh", "train_hf_distributed.sh", "train_hf_baseline.sh"):
+        start(project, f"scripts/{name}", DATA=str(faces), SERVERS="a:1,b:2")
+    selected, distributed, baseline = calls(project)
+    assert option(selected, "--head") == option(distributed, "--head") == "selected"
+    assert "--param_servers" not in selected
+    assert option(distributed, "--param_servers") == "a:1,b:2"
+    assert option(baseline, "--head") == "sharded"

@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,16 +29,30 @@ class Checkpoint:
     step: int
     facts: dict
 
-    def read(self) -> dict[str, np.ndarray]:
-        """All arrays by name."""
-        return read_arrays(self.path / "arrays.h5")
+    def read(self, in_pieces: Collection[str] = ()) -> dict[str, "np.ndarray | StoredRows"]:
+        """All arrays by name; those of ``in_pieces`` stay in the file until their rows are asked for."""
+        return read_arrays(self.path / "arrays.h5", in_pieces)
+
+
+@dataclass(frozen=True)
+class StoredRows:
+    """An array in an HDF5 file, of which ``stored[first:last]`` reads some rows."""
+
+    path: Path
+    name: str
+    shape: tuple[int, ...]
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        with h5py.File(self.path, "r") as file:
+            return file[self.name][rows]
 
 
 def save(folder: Path, step: int, arrays: dict[str, np.ndarray], facts: dict, *, keep: int = 2) -> Path:
     """Write the checkpoint of ``step`` into ``folder``, then remove all but the ``keep`` newest.
 
     Args:
-      arrays: name -> array; names may hold slashes.
+      arrays: name -> array, or what has ``shape``, ``dtype``, ``nbytes`` and gives (first row, rows) in turn from
+        ``chunks()``, so that it is never whole in memory; names may hold slashes.
       facts: JSON values.
       keep: number of checkpoints left, at least two, so that one bad sector never takes the only one.
 
@@ -101,7 +116,12 @@ def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
     try:
         with h5py.File(path, "w") as file:
             for name, array in arrays.items():
-                file.create_dataset(name, data=array)
+                if hasattr(array, "chunks"):
+                    stored = file.create_dataset(name, array.shape, array.dtype)
+                    for first, rows in array.chunks():
+                        stored[first : first + len(rows)] = rows
+                else:
+                    file.create_dataset(name, data=array)
     except RuntimeError as error:
         # After a failed write HDF5 also fails to close the file, which h5py reports as a RuntimeError.
         first = error.__context__
@@ -109,8 +129,11 @@ def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
     _sync(path)
 
 
-def read_arrays(path: Path) -> dict[str, np.ndarray]:
+def read_arrays(path: Path, in_pieces: Collection[str] = ()) -> dict[str, np.ndarray | StoredRows]:
     """Read the arrays of an HDF5 file; links to other files and data stored elsewhere are refused.
+
+    Args:
+      in_pieces: names of arrays that are only opened.
 
     Raises:
       StorageError: the file is not one that ``write_arrays`` made.
@@ -128,7 +151,8 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
                 continue
             if item.external is not None or item.is_virtual:
                 raise StorageError(f"{path}: {prefix}{name} has its data in another file; not read")
-            arrays[prefix + name] = item[()]
+            whole = prefix + name
+            arrays[whole] = StoredRows(path, whole, item.shape) if whole in in_pieces else item[()]
 
     try:
         with h5py.File(path, "r") as file:

@@ -23,3 +23,9 @@ class StorageError(UserError):
     """A file that cannot be written or read back. Exit code 74."""
 
     exit_code = 74
+
+
+class PeerLost(UserError):
+    """A process that this one needs does not answer. Exit code 75."""
+
+    exit_code = 75

@@ -14,9 +14,12 @@ from .errors import UserError
 from .losses.triplet import MINING_RULES
 from .networks import ALIASES, EMBEDDING_HEADS, NETWORKS, NORMS
 from .training.loop import Interrupted
+from .training.margins import DEFAULT_SCALE, LOSSES
 from .training.optimizers import OPTIMIZERS
 from .training.triplets import MINING_SCOPES
 
+# Folders of the training sets that InsightFace calls so.
+INSIGHTFACE_DATASETS = {"emore": "faces_emore", "retina": "ms1m-retinaface-t1"}
 PRECISIONS = ("float32", "bfloat16", "float16", "float64")
 
 
@@ -63,6 +66,29 @@ def call(main: Callable[[argparse.Namespace], int | None], parser: Parser) -> No
     # Everything is written and closed. Python's own way out would wait for pictures that are still being read, whose
     # threads wait for Python: with a slow disk a finished run could hang for ever.
     os._exit(exit_code)
+
+
+def _steps(text: str) -> tuple[int, ...]:
+    steps = tuple(int(step) for step in text.split(",") if step.strip())
+    if not steps or min(steps) < 1:
+        raise ValueError(text)
+    return steps
+
+
+def _insightface_dataset(name: str) -> Path:
+    if name not in INSIGHTFACE_DATASETS:
+        raise argparse.ArgumentTypeError(f"{name}: one of {', '.join(INSIGHTFACE_DATASETS)}; or give --data_dir FOLDER")
+    return Path("datasets") / INSIGHTFACE_DATASETS[name]
+
+
+def _insightface_pretrained(text: str) -> Path:
+    prefix, comma, epoch = text.rpartition(",")
+    if not comma:
+        return Path(text)
+    if not epoch.isdigit():
+        raise argparse.ArgumentTypeError(f"{text}: give PREFIX,EPOCH, such as models/y1-softmax-emore,1")
+    numbered = Path(f"{prefix}-{int(epoch):04}")
+    return numbered if numbered.exists() else Path(prefix)
 
 
 def pick(arguments: argparse.Namespace, names: str) -> dict:
@@ -127,6 +153,12 @@ def add_batches(parser: Parser, *, batch_size: int | None) -> None:
 def add_data(parser: Parser) -> None:
     group = parser.add_argument_group("pictures")
     group.add_argument("--data_dir", type=Path, help=f"training pictures: {KINDS}")
+    group.add_argument(
+        "--dataset",
+        dest="data_dir",
+        type=_insightface_dataset,
+        help=f"InsightFace's name of training pictures under datasets/: {', '.join(INSIGHTFACE_DATASETS)}",
+    )
     group.add_argument("--synthetic", action="store_true", help="train on the embedded data set")
     group.add_argument("--image_size", type=int, default=112, help="side of the network's input, pixels")
     group.add_argument(
@@ -193,6 +225,78 @@ def add_softmax(parser: Parser) -> None:
     group.add_argument("--prelogits_norm_p", type=float, default=1.0, help="which norm")
 
 
+def add_margins(parser: Parser) -> None:
+    group = parser.add_argument_group("loss and class weights")
+    group.add_argument("--loss", choices=LOSSES, default="arcface", help="softmax, or one with a margin on the cosine")
+    for number, what in (
+        (1, "factor of the angle"),
+        (2, "added to the angle, radians"),
+        (3, "taken from the cosine"),
+    ):
+        group.add_argument(f"--margin_m{number}", type=float, help=f"{what} (default: as the loss has it)")
+    group.add_argument("--scale", type=float, help=f"factor of the cosines (default: {DEFAULT_SCALE:.0f})")
+    group.add_argument("--sub_centres", type=int, default=1, help="centres a class, of which the nearest counts")
+    group.add_argument(
+        "--interclass_filtering_threshold",
+        type=float,
+        default=0.0,
+        help="cosine above which another class counts as 0, since it may be the same person; 0: none",
+    )
+    group.add_argument(
+        "--head",
+        choices=("replicated", "sharded", "sampled", "selected"),
+        default="sharded",
+        help="class weights whole on every tower, split over them, split and sampled, or kept on the host and selected",
+    )
+    group.add_argument(
+        "--sample_rate", type=float, help="share of the classes in a step of --head sampled (default: 0.1)"
+    )
+    group.add_argument(
+        "--logits_chunk",
+        type=int,
+        default=0,
+        help="classes a tower holds logits of at a time, computed twice; 0: all at once",
+    )
+    group.add_argument(
+        "--accumulate", type=int, default=1, help="parts of a tower's batch that pass the network one after the other"
+    )
+    group.add_argument("--identities", type=int, help="with --dry_run: reckon with so many classes")
+    group.add_argument("--card_memory", type=float, help="with --dry_run: memory of a tower, GB")
+
+
+def add_selection(parser: Parser) -> None:
+    """The class centres of --head selected."""
+    group = parser.add_argument_group(
+        "--head selected",
+        "class centres on the host; MOM is heavy-ball momentum there, and queries are the labels' centres",
+    )
+    group.add_argument(
+        "--selector",
+        choices=("random", "exact", "forest", "ivf", "annoy", "faiss", "usearch"),
+        default="forest",
+        help="how the classes of a step are found; the last three need the extra 'ann'",
+    )
+    group.add_argument("--num_selected", "--sample_num", type=int, default=1000, help="classes of a step")
+    group.add_argument("--num_trees", "--ntrees", type=int, default=50, help="trees of forest and annoy")
+    group.add_argument("--probes", type=int, default=8, help="cells that a query of ivf and faiss looks into")
+    group.add_argument("--interval", type=int, default=100, help="steps between rebuilds of the index")
+    group.add_argument(
+        "--adaptive", action="store_true", help="steer the three numbers above by measured recall and probability mass"
+    )
+    group.add_argument("--center_folder", type=Path, help="keep the centres in mapped files here, not in memory")
+    group.add_argument("--param_servers", help="host:port,... of parameter servers that keep them, in order of shards")
+    group.add_argument("--param_token_file", type=Path, help="token that these servers ask for")
+
+
+def add_pair_sets(parser: Parser) -> None:
+    """After ``add_lfw``: further sets of pairs, and how often all of them are asked."""
+    group = parser.add_argument_group("validation by several sets of pairs")
+    group.add_argument(
+        "--val_sets", type=Path, nargs="+", default=[], help="folders as --lfw_dir, each with its pairs.txt"
+    )
+    group.add_argument("--verbose", type=int, default=2000, help="steps between validations, 0: only by epochs")
+
+
 def add_triplets(parser: Parser) -> None:
     group = parser.add_argument_group("triplets")
     group.add_argument(
@@ -245,6 +349,13 @@ def add_network(parser: Parser, *, network: str, embedding_size: int) -> None:
         help="(pixel - 127.5) / 128; otherwise each picture by its own mean and deviation",
     )
     group.add_argument("--pretrained_model", type=Path, help="run or model folder whose weights to start from")
+    group.add_argument(
+        "--pretrained",
+        dest="pretrained_model",
+        type=_insightface_pretrained,
+        metavar="PREFIX,EPOCH",
+        help="the same as InsightFace writes it: the folder PREFIX-EPOCH (four digits) where there is one, else PREFIX",
+    )
 
 
 def add_optimizer(parser: Parser, *, optimizer: str, learning_rate: float) -> None:
@@ -252,22 +363,26 @@ def add_optimizer(parser: Parser, *, optimizer: str, learning_rate: float) -> No
     group.add_argument("--optimizer", choices=OPTIMIZERS, default=optimizer, help="MOM: momentum 0.9, Nesterov")
     group.add_argument(
         "--learning_rate",
+        "--lr",
         type=float,
         help=f"first rate; facenet's -1 means --learning_rate_schedule_file (default: {learning_rate}, or the file)",
     )
     parser.set_defaults(default_learning_rate=learning_rate)
     group.add_argument(
         "--learning_rate_schedule",
-        choices=("exponential", "cosine"),
+        choices=("exponential", "cosine", "polynomial", "step"),
         default="cosine",
-        help="cosine: to 0 at the end of the run",
+        help="cosine, polynomial: to 0 at the end of the run; step: a tenth at each of --lr_steps",
     )
+    group.add_argument("--lr_steps", type=_steps, default=(), help="steps of --learning_rate_schedule step, as 100,200")
+    group.add_argument("--learning_rate_power", type=float, default=1.0, help="power of the polynomial schedule")
     group.add_argument("--learning_rate_decay_epochs", type=int, default=100, help="epochs between decays")
     group.add_argument("--learning_rate_decay_factor", type=float, default=1.0, help="factor of a decay")
     group.add_argument(
         "--learning_rate_schedule_file", type=Path, help="file of lines 'epoch: rate', rate -1 to stop; see data/"
     )
     group.add_argument("--warmup_steps", type=int, default=0, help="steps of linear growth from 0 to the first rate")
+    group.add_argument("--warmup_epochs", type=float, default=0.0, help="the same in epochs of the data that are there")
     group.add_argument("--weight_decay", type=float, default=5e-4, help="L2 factor; not on BN, biases, PReLU")
     group.add_argument("--clip_norm", type=float, default=0.0, help="largest norm of the gradient, 0: any")
     group.add_argument(
@@ -291,12 +406,15 @@ def add_run(parser: Parser) -> None:
     group.add_argument("--dry_run", action="store_true", help="print options, counts, steps and memory, then exit")
 
 
-def add_lfw(parser: Parser) -> None:
+def add_lfw(parser: Parser, *, protocol: bool = True) -> None:
+    """``protocol`` False: pairs are compared as InsightFace does, and facenet's ways to compare are no options."""
     group = parser.add_argument_group("validation by pairs (LFW protocol)")
     group.add_argument("--lfw_dir", type=Path, help="pictures as DIR/Name/Name_0001.jpg")
     group.add_argument("--lfw_pairs", type=Path, help="the pairs, as LFW's pairs.txt")
     group.add_argument("--lfw_batch_size", type=int, default=100, help="images a tower and step of validation")
     group.add_argument("--lfw_nrof_folds", type=int, help="folds of the cross-validation (default: as the pairs say)")
+    if not protocol:
+        return
     group.add_argument(
         "--lfw_distance_metric",
         "--distance_metric",

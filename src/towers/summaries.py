@@ -1,6 +1,7 @@
 """What a run tells: metrics.jsonl for programs, TensorBoard for eyes, a progress line for the console, train.log."""
 
 import json
+import math
 import sys
 import time
 from pathlib import Path
@@ -123,6 +124,13 @@ class RunLog:
     def _write(self, values: dict) -> None:
         self._metrics.write(json.dumps(values, default=float) + "\n")
         self._metrics.flush()
+
+
+def highest_before(run_dir: Path, name: str) -> float:
+    """The highest value of a metric in the validations of a run folder so far; minus infinity before the first."""
+    with (run_dir / "metrics.jsonl").open() as file:
+        lines = [json.loads(line) for line in file if '"validation"' in line]
+    return max((line[name] for line in lines if name in line), default=-math.inf)
 
 
 def _open_metrics(path: Path, first_step: int):

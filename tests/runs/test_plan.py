@@ -3,7 +3,7 @@
 import pytest
 
 from towers.errors import BadData, UserError
-from towers.runs.plan import DEFAULT_EPOCHS, learning_rates, plan_steps
+from towers.runs.plan import DEFAULT_EPOCHS, Plan, check_parts, learning_rates, plan_steps
 
 OPTIONS = {
     "batch_size": 8,
@@ -75,3 +75,26 @@ def test_exponential_by_epochs():
     plan = plan_steps(60, 1, **{**OPTIONS, "max_epochs": 2})
     rate = learning_rates(plan, **{**RATES, "learning_rate_schedule": "exponential", "learning_rate": 0.2})
     assert [rate(0), rate(7), rate(8)] == pytest.approx([0.2, 0.2, 0.1])
+
+
+def test_warmup_in_epochs_is_that_of_the_data():
+    settings = {
+        "learning_rate": 0.1,
+        "default_learning_rate": 0.1,
+        "learning_rate_schedule": "polynomial",
+        "learning_rate_schedule_file": None,
+        "learning_rate_decay_epochs": 1,
+        "learning_rate_decay_factor": 1.0,
+    }
+    steps = Plan(batch_size=8, epoch_size=40, last_step=400, horizon=400)
+    rate = learning_rates(steps, warmup_steps=0, warmup_epochs=0.5, **settings)
+    assert [rate(step) for step in (0, 19, 210)] == pytest.approx([0.005, 0.1, 0.05])
+    with pytest.raises(UserError, match="give one of them"):
+        learning_rates(steps, warmup_steps=5, warmup_epochs=0.5, **settings)
+
+
+def test_parts_of_a_batch_are_equal():
+    check_parts(8, 4)
+    for parts in (0, 3, 16):
+        with pytest.raises(UserError, match=f"--accumulate {parts}"):
+            check_parts(8, parts)

@@ -141,3 +141,22 @@ class TestBuild:
     def test_contradictions_are_refused(self, options, message):
         with pytest.raises(UserError, match=message):
             schedules.build(epoch_size=5, **options)
+
+
+def test_a_tenth_at_each_boundary():
+    rate = schedules.build(learning_rate=0.1, epoch_size=10, decay="step", boundaries=[200, 100])
+    assert [rate(step) for step in (0, 99)] == [0.1, 0.1]
+    assert [rate(step) for step in (100, 199, 200, 10_000)] == pytest.approx([0.01, 0.01, 0.001, 0.001])
+    with pytest.raises(UserError, match="--lr_steps"):
+        schedules.build(learning_rate=0.1, epoch_size=10, decay="step")
+
+
+@pytest.mark.parametrize("power", [1.0, 2.0])
+def test_polynomial_decay_begins_after_the_warmup(power):
+    rate = schedules.build(
+        learning_rate=0.1, epoch_size=10, decay="polynomial", total_steps=100, warmup_steps=20, power=power
+    )
+    assert [rate(step) for step in (0, 9, 19, 20)] == pytest.approx([0.005, 0.05, 0.1, 0.1])
+    assert [rate(step) for step in (60, 100, 120)] == pytest.approx([0.1 * 0.5**power, 0.0, 0.0])
+    with pytest.raises(UserError, match="--max_steps or --max_epochs"):
+        schedules.build(learning_rate=0.1, epoch_size=10, decay="polynomial")

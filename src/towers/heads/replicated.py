@@ -7,6 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from ..errors import UserError
+from ..losses.margin import LogitForm, Margin, features_of, softmax_parts
 from ..losses.softmax import softmax_cross_entropy
 
 
@@ -19,6 +20,7 @@ class ReplicatedHead:
       num_classes: C.
       embedding_size: D.
       use_bias: whether a logit has a bias, zero at first.
+      form: how ``classify`` makes logits; with K sub-centres the weights are [C * K, D].
       seed: of the weights, uniform within sqrt(6 / (C + D)) (Glorot and Bengio 2010), alike in every dtype up to
         rounding.
       dtype: type of the weights, the logits and the loss: float32 or float64.
@@ -31,11 +33,15 @@ class ReplicatedHead:
         embedding_size: int,
         *,
         use_bias: bool = True,
+        form: LogitForm | None = None,
         seed: int,
         dtype="float32",
         name: str = "head",
     ):
         self.name = name
+        self.form = form
+        if form is not None:
+            num_classes *= form.sub_centres
         limit = math.sqrt(6.0 / (num_classes + embedding_size))
         weights = np.random.default_rng(seed).uniform(-limit, limit, (num_classes, embedding_size))
         with keras.name_scope(name):
@@ -69,6 +75,15 @@ class ReplicatedHead:
     def loss(self, embeddings: tf.Tensor, labels: tf.Tensor, rows: tuple, label_smoothing: float = 0.0) -> tf.Tensor:
         """Softmax cross entropy [b] of embeddings [b, D] with labels [b]."""
         return softmax_cross_entropy(self.logits(embeddings, rows), labels, label_smoothing)
+
+    def classify(
+        self, embeddings: tf.Tensor, labels: tf.Tensor, rows: tuple, margin: Margin
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """Softmax with a margin, without bias: what ``ShardedHead.classify`` returns."""
+        features = features_of(tf.cast(embeddings, rows[0].dtype), self.form)
+        parts = softmax_parts(features, tf.convert_to_tensor(rows[0]), labels, self.form, margin)
+        losses = parts.log_sums - parts.targets
+        return losses, tf.cast(parts.targets >= parts.largest, losses.dtype)
 
     @staticmethod
     def accuracy(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:

@@ -36,6 +36,18 @@ def describe(options: dict, source, plan: Plan, network: keras.Model, trained: l
     return "\n".join(lines)
 
 
+def network_bytes(options: dict, plan: Plan, network: keras.Model, num_towers: int, accumulate: int = 1) -> int:
+    """Bytes a tower needs for the network alone: weights, gradients and their sums, slots, average, activations.
+
+    Args:
+      options, num_towers: as for ``describe``; accumulate: parts of a tower's batch.
+    """
+    values = sum(int(np.prod(variable.shape)) for variable in network.trainable_variables)
+    value_bytes = 8 if network.dtype == "float64" else 4
+    copies = 3 + optimizers.num_slots(options["optimizer"]) + (options["moving_average_decay"] > 0)
+    return values * value_bytes * copies + plan.batch_size // num_towers // accumulate * activation_bytes(network)
+
+
 def activation_bytes(network: keras.Model) -> int:
     """Bytes of all layers' outputs for one image: what the backward pass needs at least."""
     total = 0

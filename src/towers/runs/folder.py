@@ -41,6 +41,9 @@ MAY_DIFFER = frozenset(
         "lfw_distance_metric",
         "lfw_use_flipped_images",
         "lfw_subtract_mean",
+        "verbose",
+        "card_memory",
+        "identities",
         "max_bad_fraction",
     }
 )

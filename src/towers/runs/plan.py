@@ -1,7 +1,7 @@
 """How many steps of how many images a run has, and at which learning rates."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +16,7 @@ PEOPLE_OPTIONS = (
 )
 RATE_OPTIONS = (
     "learning_rate default_learning_rate learning_rate_schedule learning_rate_schedule_file "
-    "learning_rate_decay_epochs learning_rate_decay_factor warmup_steps"
+    "learning_rate_decay_epochs learning_rate_decay_factor learning_rate_power lr_steps warmup_steps warmup_epochs"
 )
 
 
@@ -77,6 +77,12 @@ def plan_steps(
     return Plan(total, epoch_size, min(ends, default=None), by_epochs or max_steps)
 
 
+def check_parts(images: int, accumulate: int) -> None:
+    """Raise UserError where a tower's images do not split into ``accumulate`` equal parts."""
+    if accumulate < 1 or images % accumulate:
+        raise UserError(f"--accumulate {accumulate}: a tower's {images} images do not split into so many equal parts")
+
+
 def plan_people(
     num_records: int, num_towers: int, *, people_per_batch: int, images_per_person: int, batch_mode: str, **length
 ) -> tuple[int, Plan]:
@@ -100,13 +106,18 @@ def learning_rates(
     learning_rate_schedule_file: Path | None,
     learning_rate_decay_epochs: int,
     learning_rate_decay_factor: float,
+    learning_rate_power: float = 1.0,
+    lr_steps: Sequence[int] = (),
     warmup_steps: int,
+    warmup_epochs: float = 0.0,
 ) -> Callable[[int], float | None]:
-    """The learning rate of each step, from the options.
+    """The learning rate of each step, from the options; epochs are those of the data that are there.
 
     Raises:
       UserError: options that contradict each other, or a bad file.
     """
+    if warmup_steps and warmup_epochs:
+        raise UserError(f"--warmup_steps {warmup_steps} and --warmup_epochs {warmup_epochs}: give one of them")
     if learning_rate is None:
         learning_rate = -1 if learning_rate_schedule_file else default_learning_rate
     return schedules.build(
@@ -117,5 +128,7 @@ def learning_rates(
         decay_epochs=learning_rate_decay_epochs,
         decay_factor=learning_rate_decay_factor,
         total_steps=plan.horizon,
-        warmup_steps=warmup_steps,
+        warmup_steps=warmup_steps or round(warmup_epochs * plan.epoch_size),
+        boundaries=lr_steps,
+        power=learning_rate_power,
     )

@@ -15,11 +15,11 @@ from ..datasets.cropping import RandomResizedCrop
 from ..datasets.pipeline import Quarantine, train_dataset
 from ..distribution import Towers
 from ..errors import BadData, UserError
-from ..summaries import RunLog
+from ..summaries import RunLog, highest_before
 from ..training import loop, optimizers, state
 from ..training.averaging import WeightAverage
 from ..training.loss_scale import LossScale
-from ..training.step import Objective, make_train_step
+from ..training.step import Head, Objective, make_train_step
 from .folder import RunFolder
 from .plan import Plan
 
@@ -91,6 +91,10 @@ def train(
     model_facts: dict,
     warn: Callable[[dict], str | None] | None = None,
     classifier: Callable[[], tuple[np.ndarray, np.ndarray | None]] | None = None,
+    head: Head | None = None,
+    accumulate: int = 1,
+    validate_every_n_steps: int = 0,
+    best_by: str | None = None,
 ) -> Path:
     """Train, validate and export; goes on where the run folder's newest checkpoint ends.
 
@@ -107,6 +111,8 @@ def train(
       model_facts: what else ``model.json`` records.
       warn: the metrics of a logged step -> a line for the user, or None.
       classifier: gives the class weights [C, D] and bias [C] for the model folder, None: it gets none.
+      head, accumulate: see ``make_train_step``; the head's variables are among ``other_state``.
+      best_by: the validation metric whose highest value keeps its model in ``best/``.
 
     Returns:
       The run folder.
@@ -169,7 +175,13 @@ def train(
             average=average,
             loss_scale=loss_scale,
             time_towers=time_towers,
+            head=head,
+            accumulate=accumulate,
         )
+
+        if hasattr(head, "around"):
+            train_step = head.around(train_step)
+            batches = head.follow(batches, first_step)
 
         def save(step):
             facts = {"data": fingerprint, "options": options, "towers": towers.num_towers}
@@ -181,12 +193,11 @@ def train(
                 for validator in validators:
                     metrics |= validator(log, step)
                 facts = {"network": network_arguments, "load_size": load_size, "step": step, **model_facts}
-                export.save_model(
-                    folder.path / "model",
-                    networks.inference(network),
-                    {**facts, "validation": metrics},
-                    None if classifier is None else classifier(),
-                )
+                facts = {**facts, "validation": metrics}
+                model = networks.inference(network), facts, None if classifier is None else classifier()
+                export.save_model(folder.path / "model", *model)
+                if best_by in metrics and metrics[best_by] > highest_before(folder.path, best_by):
+                    export.save_model(folder.path / "best", *model)
             log.validation(metrics)
             if log_histograms:
                 log.histograms(trained, step)
@@ -221,6 +232,7 @@ def train(
             records_of_step=lambda step: _names(source, order, step, plan.batch_size),
             warn=warn,
             overflow_allowed=float16,
+            validate_every_n_steps=validate_every_n_steps,
         )
         if audit is not None:
             audit.close()
@@ -254,7 +266,8 @@ def _resume(folder: RunFolder, variables: dict, fingerprint: str) -> tuple[int, 
             f"{folder.path} was trained on other pictures than are there now (names or sizes differ), so it cannot go "
             "on exactly; put them back, or start another --run_dir with --pretrained_model"
         )
-    state.write(variables, checkpoint.read(), str(checkpoint.path))
+    in_pieces = [name for name, variable in variables.items() if hasattr(variable, "chunks")]
+    state.write(variables, checkpoint.read(in_pieces), str(checkpoint.path))
     return checkpoint.step, complaints
 
 

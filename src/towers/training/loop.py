@@ -61,6 +61,7 @@ def fit(
     records_of_step: Callable[[int], str],
     warn: Callable[[dict], str | None] | None = None,
     overflow_allowed: bool = False,
+    validate_every_n_steps: int = 0,
 ) -> int:
     """Train from ``first_step`` on and return the number of steps done.
 
@@ -71,7 +72,7 @@ def fit(
       batch_size: images of all towers in a step.
       save: writes the checkpoint after so many steps.
       validate: called with (steps done, epochs done).
-      validate_every_n_epochs: 0: only at the end.
+      validate_every_n_epochs, validate_every_n_steps: both 0: only at the end.
       check_data: raises BadData when too many pictures were unreadable.
       seen: called with every step and its batch, None where nobody asks.
       records_of_step: names the records of a step's batch, for the message of a run that diverged.
@@ -98,7 +99,8 @@ def fit(
             results = train_step(batch, tf.constant(step, tf.int64), tf.constant(rate, tf.float64))
             window.add(step, rate, results, waited)
             step += 1
-            validates = validate_every_n_epochs and step % (epoch_size * validate_every_n_epochs) == 0
+            intervals = epoch_size * validate_every_n_epochs, validate_every_n_steps
+            validates = any(interval and step % interval == 0 for interval in intervals)
             # A validation that fails must not cost the epochs before it.
             saves = validates or step % checkpoint_every_n_steps == 0
             if step % log_every == 0 or step == last_step or saves or signals.received:

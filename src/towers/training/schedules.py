@@ -2,7 +2,7 @@
 
 import math
 from bisect import bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ..errors import UserError
@@ -34,6 +34,22 @@ def cosine(learning_rate: float, total_steps: int, final: float = 0.0) -> Schedu
     def rate(step):
         progress = min(step / total_steps, 1.0)
         return final + (learning_rate - final) * 0.5 * (1.0 + math.cos(math.pi * progress))
+
+    return rate
+
+
+def stepwise(learning_rate: float, boundaries: Sequence[int], factor: float = 0.1) -> Schedule:
+    """``learning_rate`` times ``factor`` for every boundary that the step has reached (InsightFace's ``lr_steps``)."""
+    boundaries = sorted(boundaries)
+    return lambda step: learning_rate * factor ** bisect_right(boundaries, step)
+
+
+def polynomial(learning_rate: float, total_steps: int, power: float = 1.0, first_step: int = 0) -> Schedule:
+    """``learning_rate * (1 - progress) ** power``; progress goes from 0 at ``first_step`` to 1 at ``total_steps``."""
+    length = max(total_steps - first_step, 1)
+
+    def rate(step):
+        return learning_rate * (1.0 - min(max(step - first_step, 0) / length, 1.0)) ** power
 
     return rate
 
@@ -93,6 +109,8 @@ def build(
     total_steps: int | None = None,
     final_learning_rate: float = 0.0,
     warmup_steps: int = 0,
+    boundaries: Sequence[int] = (),
+    power: float = 1.0,
 ) -> Schedule:
     """Choose a schedule from the values of the options.
 
@@ -101,8 +119,10 @@ def build(
       epoch_size: steps of an epoch.
       first_epoch: see ``from_file``.
       decay: ``exponential`` (by ``decay_factor`` every ``decay_epochs``; it also applies to a file's rates, as in
-        facenet) or ``cosine`` (to ``final_learning_rate`` at ``total_steps``).
+        facenet), ``cosine`` (to ``final_learning_rate`` at ``total_steps``), ``polynomial`` (to 0 at ``total_steps``,
+        counted from the end of the warm-up) or ``step`` (a tenth at each of ``boundaries``, in steps).
       warmup_steps: see ``with_warmup``; 0: none.
+      power: of ``polynomial``.
 
     Raises:
       UserError: the options contradict each other, or the file is bad.
@@ -120,12 +140,23 @@ def build(
     if decay == "exponential":
         rates = constant(learning_rate) if from_rates else from_file(schedule_file, epoch_size, first_epoch)
         schedule = decayed(rates, decay_epochs * epoch_size, decay_factor)
-    elif decay == "cosine":
-        if not from_rates or not total_steps:
-            raise UserError("cosine decay needs a positive --learning_rate and an end: --max_steps or --max_epochs")
-        schedule = cosine(learning_rate, total_steps, final_learning_rate)
+    elif not from_rates:
+        raise UserError(f"{decay} decay needs a positive --learning_rate, not a file")
+    elif decay == "step":
+        if not boundaries:
+            raise UserError("--learning_rate_schedule step needs --lr_steps, such as 100000,160000,220000")
+        schedule = stepwise(learning_rate, boundaries)
+    elif decay in ("cosine", "polynomial"):
+        if not total_steps:
+            raise UserError(f"{decay} decay needs an end: --max_steps or --max_epochs")
+        if decay == "cosine":
+            schedule = cosine(learning_rate, total_steps, final_learning_rate)
+        else:
+            schedule = polynomial(learning_rate, total_steps, power, first_step=warmup_steps)
     else:
-        raise UserError(f"learning-rate decay {decay}: there is no such decay; choose exponential or cosine")
+        raise UserError(
+            f"learning-rate decay {decay}: there is no such decay; choose exponential, cosine, polynomial or step"
+        )
     return with_warmup(schedule, warmup_steps) if warmup_steps else schedule
 
 

@@ -13,9 +13,12 @@ def named(prefix: str, variables: Iterable) -> dict:
     return result
 
 
-def read(variables: dict) -> dict[str, np.ndarray]:
-    """Name -> value; towers hold the same values, so the first tower's are read."""
-    return {name: np.asarray(variable.numpy()) for name, variable in variables.items()}
+def read(variables: dict) -> dict:
+    """Name -> value, of the first tower, since all hold the same; what is read in pieces is left as it is."""
+    return {
+        name: variable if hasattr(variable, "chunks") else np.asarray(variable.numpy())
+        for name, variable in variables.items()
+    }
 
 
 def write(variables: dict, arrays: dict[str, np.ndarray], where: str) -> None:

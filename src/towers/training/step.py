@@ -5,13 +5,13 @@ A script differs from another by its objective, a function of (network, batch) t
 
 import time
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from ..distribution import Towers
+from ..distribution import Towers, sum_over_towers
 from .averaging import WeightAverage
 from .loss_scale import LossScale
 from .optimizers import apply_updates
@@ -37,6 +37,20 @@ class TowerLosses(NamedTuple):
 Objective = Callable[[keras.Model, dict[str, tf.Tensor]], TowerLosses]
 
 
+class Head(Protocol):
+    """Class weights that are not alike on every tower: each tower differentiates and updates its own rows.
+
+    Its rows are a tuple with the field ``weights``, the tensor [S, D] that the step's tape watches; an objective finds
+    the tuple in its batch as ``rows``.
+    """
+
+    def prepare(self, labels: tf.Tensor, step: tf.Tensor) -> NamedTuple:
+        """The rows that this tower needs for its labels [b] of this step."""
+
+    def apply(self, rows: NamedTuple, gradient: tf.Tensor, learning_rate: tf.Tensor, keep: tf.Tensor) -> None:
+        """Update the rows by the gradient [S, D] of the whole loss, or nothing where ``keep`` is false."""
+
+
 def make_train_step(
     towers: Towers,
     network: keras.Model,
@@ -51,6 +65,8 @@ def make_train_step(
     average: WeightAverage | None = None,
     loss_scale: LossScale | None = None,
     time_towers: bool = False,
+    head: Head | None = None,
+    accumulate: int = 1,
 ) -> Callable:
     """Make the function of (batch, step, learning rate) that trains every tower by one step.
 
@@ -62,6 +78,9 @@ def make_train_step(
       decayed: those of them that get ``weight_decay * variable`` added to their gradient, after clipping.
       statistics: moving statistics of BatchNormalization, averaged over the towers with the gradients.
       clip_norm: largest global norm of the gradient; 0: no clipping.
+      head: class weights of its own kind; their gradient is not summed over the towers, but counts in the norm.
+      accumulate: parts of a tower's batch that pass the network one after the other, so that memory is that of a part.
+        The losses, and so the gradients, are those of the whole batch; BatchNormalization sees a part at a time.
       time_towers: add ``compute_seconds`` (from the batch to the gradients) and ``reduce_seconds`` (from then until the
         sums over the towers are there, waiting for slower towers included) to the values of each tower.
 
@@ -70,21 +89,38 @@ def make_train_step(
     """
     decayed_ids = {id(variable) for variable in decayed}
 
+    def differentiated(batch, rows):
+        """TowerLosses of a tower's batch, their sum, and its gradients by the variables and the rows' weights."""
+        own, gradients = [], None
+        for part in _parts(batch, accumulate):
+            # One after the other: the memory of a part is free before the next one takes it.
+            with tf.control_dependencies(gradients or []):
+                part = {name: tf.identity(value) for name, value in part.items()} if gradients else part
+            with tf.GradientTape() as tape:
+                sources = [variable.value for variable in variables]
+                if rows is not None:
+                    tape.watch(rows.weights)
+                    part["rows"] = rows
+                    sources.append(rows.weights)
+                own.append(objective(network, part))
+                own_loss = tf.reduce_sum(own[-1].losses)
+                target = own_loss if loss_scale is None else own_loss * tf.cast(loss_scale.value(), own_loss.dtype)
+            new = tape.gradient(target, sources, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+            gradients = new if gradients is None else [total + more for total, more in zip(gradients, new, strict=True)]
+        own = _joined(own)
+        return own, tf.reduce_sum(own.losses), gradients
+
     def tower_step(batch, step, learning_rate):
         if time_towers:
             started = _time_after([batch["label"]])
             with tf.control_dependencies([started]):
                 batch = {name: tf.identity(value) for name, value in batch.items()}
         statistics_before = [tf.identity(variable.value) for variable in statistics]
-        with tf.GradientTape() as tape:
-            own = objective(network, batch)
-            own_loss = tf.reduce_sum(own.losses)
-            target = own_loss if loss_scale is None else own_loss * tf.cast(loss_scale.value(), own_loss.dtype)
-        gradients = tape.gradient(
-            target, [variable.value for variable in variables], unconnected_gradients=tf.UnconnectedGradients.ZERO
-        )
+        rows = None if head is None else head.prepare(batch["label"], step)
+        own, own_loss, gradients = differentiated(batch, rows)
         if time_towers:
             computed = _time_after(gradients)
+        gradients, row_gradients = gradients[: len(variables)], gradients[len(variables) :]
         own_weight = tf.cast(tf.reduce_sum(own.weights), own_loss.dtype)
         sums = towers.sum_gradients(
             [*gradients, *(tf.identity(variable.value) for variable in statistics), own_loss, own_weight]
@@ -94,16 +130,28 @@ def make_train_step(
         gradients = [
             tf.math.divide_no_nan(gradient, tf.cast(divisor, gradient.dtype)) for gradient in sums[: len(variables)]
         ]
+        # Rows may be gigabytes: one multiplication of each value.
+        share = tf.math.divide_no_nan(tf.ones([], divisor.dtype), divisor)
+        row_gradients = [gradient * tf.cast(share, gradient.dtype) for gradient in row_gradients]
         norm = tf.linalg.global_norm(gradients)
+        if head is not None:
+            # One scalar tells every tower the size of all rows' gradients, and whether they are finite.
+            squared = sum_over_towers(tf.square(tf.linalg.global_norm(row_gradients)))
+            norm = tf.sqrt(tf.square(norm) + tf.cast(squared, norm.dtype))
         keep = tf.math.is_finite(norm) & tf.math.is_finite(loss)
         if clip_norm:
-            gradients = [gradient * (clip_norm / tf.maximum(norm, clip_norm)) for gradient in gradients]
+            gradients, row_gradients = (
+                [gradient * tf.cast(clip_norm / tf.maximum(norm, clip_norm), gradient.dtype) for gradient in part]
+                for part in (gradients, row_gradients)
+            )
         if weight_decay:
             gradients = [
                 gradient + weight_decay * variable.value if id(variable) in decayed_ids else gradient
                 for gradient, variable in zip(gradients, variables, strict=True)
             ]
         apply_updates(optimizer, gradients, variables, learning_rate, keep)
+        if head is not None:
+            head.apply(rows, row_gradients[0], learning_rate, keep)
         means = (total / towers.num_towers for total in sums[len(variables) : -2])
         for variable, mean, before in zip(statistics, means, statistics_before, strict=True):
             variable.assign(tf.where(keep, mean, before))
@@ -129,6 +177,26 @@ def make_train_step(
         )
 
     return train_step
+
+
+def _parts(batch: dict[str, tf.Tensor], count: int) -> list[dict[str, tf.Tensor]]:
+    """The batch in ``count`` equal parts."""
+    if count == 1:
+        return [dict(batch)]
+    split = {name: tf.split(value, count) for name, value in batch.items()}
+    return [{name: parts[index] for name, parts in split.items()} for index in range(count)]
+
+
+def _joined(parts: list[TowerLosses]) -> TowerLosses:
+    """The losses of all parts of a batch, their mean metrics, and their commits in turn."""
+    if len(parts) == 1:
+        return parts[0]
+    return TowerLosses(
+        losses=tf.concat([part.losses for part in parts], axis=0),
+        weights=tf.concat([part.weights for part in parts], axis=0),
+        metrics={name: tf.add_n([part.metrics[name] for part in parts]) / len(parts) for name in parts[0].metrics},
+        commits=tuple(commit for part in parts for commit in part.commits),
+    )
 
 
 def _time_after(tensors: list[tf.Tensor]) -> tf.Tensor:

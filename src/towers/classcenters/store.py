@@ -1,0 +1,132 @@
+"""Stores of class centres: matrices by name, in memory or in mapped files; `remote.py` has the same interface."""
+
+import errno
+import os
+import shutil
+import tempfile
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import StorageError
+from . import snapshots
+from .matrix import Matrix
+from .spec import MatrixSpec, StepMismatch, checked_name, merged
+
+
+def memory_store() -> "Store":
+    """A store in this process's memory."""
+    return Store(np.zeros)
+
+
+def mapped_store(folder: Path) -> "Store":
+    """A store in files of ``folder`` that are mapped into memory: more classes than RAM.
+
+    The files have no name, so a process that is killed leaves nothing behind; what shall last goes into snapshots.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def allocate(shape, dtype):
+        size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+        with tempfile.TemporaryFile(dir=folder) as file:
+            try:
+                # A mapped file that finds the disk full would end the process with a signal.
+                os.posix_fallocate(file.fileno(), 0, size)
+            except OSError as error:
+                free = shutil.disk_usage(folder).free
+                if error.errno not in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
+                    raise
+                raise StorageError(
+                    f"{folder}: a matrix of {shape} needs {size / 1e9:.1f} GB and {free / 1e9:.1f} GB are free; "
+                    "free some space or name another folder"
+                ) from error
+            return np.memmap(file, dtype, "r+", shape=shape)
+
+    return Store(allocate)
+
+
+class Store:
+    """Matrices by name. All methods may be called from several threads.
+
+    Args:
+      allocate: function of (shape, dtype) to a zero array.
+    """
+
+    def __init__(self, allocate: Callable = np.zeros):
+        self.matrices: dict[str, Matrix] = {}
+        self.allocate = allocate
+        self._lock = threading.Lock()
+
+    def create(self, name: str, spec: MatrixSpec) -> None:
+        """Make a matrix; one that is there with the same spec stays as it is.
+
+        Raises:
+          ValueError: it is there with another spec.
+        """
+        checked_name(name)
+        with self._lock:
+            present = self.matrices.get(name)
+            if present is None:
+                self.matrices[name] = Matrix(spec, self.allocate)
+            elif present.spec != spec:
+                raise ValueError(f"matrix {name} is there already, as {present.spec}, not {spec}")
+
+    def matrix(self, name: str) -> Matrix:
+        """Raises KeyError, with the names there are."""
+        try:
+            return self.matrices[name]
+        except KeyError:
+            raise KeyError(f"no matrix {name[:80]!r}; there are {sorted(self.matrices)}") from None
+
+    def spec(self, name: str) -> MatrixSpec:
+        return self.matrix(name).spec
+
+    def version(self, name: str) -> int:
+        """Number of steps made."""
+        return self.matrix(name).version
+
+    def pull(self, name: str, rows: np.ndarray, version: int | None = None) -> np.ndarray:
+        """float32 [S, D], present values of int64 ``rows`` [S].
+
+        Args:
+          version: the step that the caller takes the rows for. None: whatever step the matrix is at. A remote store
+            waits for it; here every push is applied at once, so another version is a mistake.
+        """
+        matrix = self.matrix(name)
+        if version is not None and version != matrix.version:
+            raise StepMismatch(f"matrix {name} is at step {matrix.version}, not {version}", matrix.version)
+        return matrix.pull(rows)
+
+    def push(
+        self, name: str, rows: np.ndarray, gradients: np.ndarray, learning_rate: float, version: int | None = None
+    ) -> int:
+        """One step with gradients [S, D] of int64 ``rows`` [S] in any order, equal rows summed; the new version.
+
+        Raises:
+          ValueError, StepMismatch: as `Matrix.push`; nothing has changed then.
+        """
+        rows, gradients = merged(np.asarray(rows), np.asarray(gradients))
+        return self.matrix(name).push(rows, gradients, learning_rate, version)
+
+    def state(self, name: str, start: int, stop: int) -> tuple[np.ndarray, np.ndarray | None]:
+        """Present weights and slot of the rows in [start, stop)."""
+        return self.matrix(name).state(start, stop)
+
+    def assign(self, name: str, start: int, weights: np.ndarray, slot: np.ndarray | None = None) -> None:
+        """Overwrite rows from ``start`` on; without a slot, theirs begins anew."""
+        self.matrix(name).assign(start, weights, slot)
+
+    def set_version(self, name: str, version: int) -> None:
+        """Count steps from ``version`` on; every row keeps its present value."""
+        self.matrix(name).set_version(version)
+
+    def save(self, path: Path) -> None:
+        """Write a snapshot, whole or not at all."""
+        snapshots.save(Path(path), self.matrices)
+
+    def load(self, path: Path) -> None:
+        """Take over a snapshot: the matrices become those of the file; on an error they stay as they were."""
+        self.matrices = snapshots.load(Path(path), lambda name, spec: Matrix(spec, self.allocate))[0]

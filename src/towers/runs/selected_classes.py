@@ -1,0 +1,124 @@
+"""The head of --head selected, from the options: where class centres are kept and how a step's classes are found."""
+
+import sys
+from pathlib import Path
+
+from ..classcenters import indexes
+from ..classcenters.remote import RemoteStore
+from ..classcenters.selection import Settings
+from ..classcenters.spec import MatrixSpec
+from ..classcenters.store import Store, mapped_store, memory_store
+from ..distribution import Towers
+from ..errors import UserError
+from ..heads.selected import SelectedHead
+from ..losses.margin import LogitForm
+
+OPTIONS = (
+    "embedding_size seed optimizer weight_decay deterministic "
+    "selector num_selected num_trees probes interval adaptive center_folder param_servers param_token_file"
+)
+RULES = {"MOM": "momentum", "SGD": "sgd", "ADAGRAD": "adagrad"}
+MATRIX = "class_centers"
+
+
+def make_head(
+    towers: Towers,
+    num_classes: int,
+    largest_batch: int,
+    form: LogitForm,
+    *,
+    embedding_size: int,
+    seed: int,
+    optimizer: str,
+    weight_decay: float,
+    deterministic: bool,
+    selector: str,
+    num_selected: int,
+    num_trees: int,
+    probes: int,
+    interval: int,
+    adaptive: bool,
+    center_folder: Path | None,
+    param_servers: str | None,
+    param_token_file: Path | None,
+) -> SelectedHead:
+    """Make the store, its matrix and the head.
+
+    Raises:
+      UserError: an update rule that the store has not, fewer selected classes than a batch may hold, a package that is
+        not installed, servers that hold another matrix.
+    """
+    if optimizer not in RULES:
+        raise UserError(
+            f"--optimizer {optimizer}: the selected head is trained by {', '.join(RULES)}; choose one of them"
+        )
+    if num_selected < min(largest_batch, num_classes):
+        raise UserError(
+            f"--num_selected {num_selected}: a batch of {largest_batch} pictures may hold as many classes; "
+            f"give --num_selected {largest_batch} or more"
+        )
+    if interval < 1 or num_trees < 1 or probes < 1:
+        raise UserError("--interval, --num_trees and --probes must be 1 or more")
+    if param_servers and center_folder:
+        raise UserError("--center_folder keeps the centres here, --param_servers elsewhere; give one of them")
+    store = _store(center_folder, param_servers, param_token_file)
+    spec = MatrixSpec(
+        rows=num_classes, columns=embedding_size, seed=seed, scale=0.1, rule=RULES[optimizer], weight_decay=weight_decay
+    )
+    try:
+        store.create(MATRIX, spec)
+    except ValueError as error:
+        raise UserError(f"--param_servers {param_servers}: {error}; start servers anew for another run") from error
+    return SelectedHead(
+        towers,
+        store,
+        MATRIX,
+        form=form,
+        settings=Settings(num_selected, num_trees if selector in ("forest", "annoy") else probes, interval),
+        build=_builder(selector),
+        adaptive=adaptive,
+        wait=deterministic,
+        seed=seed,
+        found=_tell,
+    )
+
+
+def describe(
+    num_classes: int, *, embedding_size: int, optimizer: str, num_selected: int, center_folder: Path | None, **others
+) -> list[str]:
+    """Lines of --dry_run."""
+    spec = MatrixSpec(rows=num_classes, columns=embedding_size, rule=RULES.get(optimizer, "momentum"))
+    place = "mapped files" if center_folder else "host memory"
+    rows = min(num_selected, num_classes) * embedding_size * 4
+    return [
+        f"head: {min(num_selected, num_classes):,} of {num_classes:,} classes a step, {rows / 1e6:.1f} MB of rows; "
+        f"all of them in {place}, {spec.num_bytes / 1e9:.2f} GB"
+    ]
+
+
+def _store(center_folder, param_servers, param_token_file) -> Store | RemoteStore:
+    if param_servers:
+        token = param_token_file.read_text().strip() if param_token_file else None
+        return RemoteStore(param_servers.split(","), token=token)
+    return mapped_store(center_folder) if center_folder else memory_store()
+
+
+def _builder(selector):
+    if selector == "random":
+        return None
+    build, package = indexes.INDEXES[selector]
+    if selector not in indexes.available():
+        raise UserError(f"--selector {selector}: {package} is not installed; pip install '.[ann]', or --selector ivf")
+
+    def build_with(points, *, breadth, **arguments):
+        setting = {"forest": "num_trees", "annoy": "num_trees", "ivf": "probes", "faiss": "probes"}.get(selector)
+        return build(points, **arguments, **({setting: breadth} if setting else {}))
+
+    return build_with
+
+
+def _tell(rebuild):
+    measured = rebuild.measured
+    text = f"; recall {measured.recall:.3f}, probability mass {measured.mass:.3f}" if measured else ""
+    drift = "" if rebuild.drift is None else f", drift {rebuild.drift:.3g}"
+    print(f"index of step {rebuild.step} after {rebuild.seconds:.1f} s{text}{drift}", file=sys.stderr, flush=True)

@@ -1,0 +1,102 @@
+"""Trains a linear network with the selected head, a few times: python selected_towers.py TOWERS CASES.json OUT.npz"""
+
+import json
+import sys
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from towers.classcenters.indexes import exact
+from towers.classcenters.selection import Settings
+from towers.classcenters.spec import MatrixSpec
+from towers.classcenters.store import memory_store
+from towers.distribution import Towers
+from towers.heads.selected import SelectedHead
+from towers.losses.margin import LogitForm, Margin
+from towers.training import optimizers
+from towers.training.step import TowerLosses, make_train_step
+
+C, D, B, INPUT = 40, 6, 8, 5
+
+
+def train(towers, num_selected=C, steps=6, index=False, follow=False, bad_step=-1):
+    store = memory_store()
+    store.create("head", MatrixSpec(rows=C, columns=D, seed=2, scale=0.5, rule="momentum", weight_decay=0.01))
+    first = store.pull("head", np.arange(C))
+    rebuilds = []
+    head = SelectedHead(
+        towers,
+        store,
+        "head",
+        form=LogitForm(normalised=False, scale=1.0),
+        settings=Settings(num_selected, 1, 2),
+        build=(lambda points, breadth, **arguments: exact.build(points, **arguments)) if index else None,
+        wait=True,
+        found=rebuilds.append,
+    )
+    with towers.scope():
+        network = keras.Sequential([keras.Input((INPUT,)), keras.layers.Dense(D, use_bias=False)])
+        network.set_weights([np.random.default_rng(1).normal(size=(INPUT, D)).astype(np.float32)])
+        optimizer = optimizers.build("SGD")
+        optimizer.build(network.trainable_variables)
+
+    def objective(network, batch):
+        losses, hits = head.classify(network(batch["image"]), batch["label"], batch["rows"], Margin())
+        return TowerLosses(losses, tf.ones_like(losses), {"accuracy": tf.reduce_mean(hits)})
+
+    step_of = make_train_step(
+        towers,
+        network,
+        objective,
+        optimizer,
+        variables=network.trainable_variables,
+        decayed=[],
+        statistics=[],
+        head=head,
+    )
+    random = np.random.default_rng(3)
+    images = random.normal(size=(steps, B, INPUT)).astype(np.float32)
+    labels = random.integers(0, C, (steps, B))
+    if bad_step >= 0:
+        images[bad_step] = np.nan
+    share = B // towers.num_towers
+
+    def batches(local):
+        parts = [
+            {"image": images[s, t * share : (t + 1) * share], "label": labels[s, t * share : (t + 1) * share]}
+            for s in range(steps)
+            for t in local
+        ]
+        return tf.data.Dataset.from_tensor_slices(
+            {name: np.stack([part[name] for part in parts]) for name in ("image", "label")}
+        )
+
+    feed = towers.feed(batches)
+    step_of, selected = head.around(step_of), []
+    losses = []
+    for step, batch in enumerate(head.follow(feed) if follow else feed):
+        _, shared = step_of(batch, tf.constant(step, tf.int64), tf.constant(0.1, tf.float64))
+        losses.append(float(shared["loss"]))
+        selected.append(np.concatenate(head._parts))
+    weights = head.export()
+    head.restore(weights[::-1].copy())
+    np.testing.assert_array_equal(head.export(), weights[::-1])
+    return {
+        "first": first,
+        "images": images,
+        "labels": labels,
+        "losses": np.array(losses),
+        "weights": weights,
+        "kernel": network.get_weights()[0],
+        "selected": np.stack(selected),
+        "version": np.array(store.version("head")),
+        "rebuilds": np.array([rebuild.step for rebuild in rebuilds]),
+        "recalls": np.array([rebuild.measured.recall for rebuild in rebuilds]),
+    }
+
+
+if __name__ == "__main__":
+    made = Towers.create(int(sys.argv[1]))
+    cases = {name: train(made, **options) for name, options in json.loads(sys.argv[2]).items()}
+    np.savez(sys.argv[3], **{f"{name}/{key}": value for name, case in cases.items() for key, value in case.items()})

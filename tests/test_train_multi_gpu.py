@@ -1,0 +1,114 @@
+"""train_multi_gpu.py as a user runs it, on tiny pictures, in processes of its own."""
+
+import json
+import re
+import shutil
+
+import numpy as np
+import pytest
+from conftest import make_faces, metrics_of, run_python, state_of
+
+SMALL = [
+    *("--network", "small", "--image_size", "28", "--embedding_size", "16", "--batch_size", "8", "--log_every", "1"),
+    *("--lr", "0.02", "--validate_every_n_epochs", "0", "--scale", "16", "--moving_average_decay", "0"),
+]
+
+
+@pytest.fixture(scope="module")
+def faces(tmp_path_factory):
+    return make_faces(tmp_path_factory.mktemp("faces"))
+
+
+def train(faces, run_dir, *options, check=True):
+    command = ("train_multi_gpu.py", "--data_dir", faces / "train", "--run_dir", run_dir, *SMALL, *options)
+    return run_python(*command, check=check)
+
+
+@pytest.fixture(scope="module")
+def trained(faces, tmp_path_factory):
+    """Three steps on two towers with a sampled head, parts of batches and a validation at every second step."""
+    run_dir = tmp_path_factory.mktemp("runs") / "sampled"
+    # Classes: 6. A batch may hold all of them, so that the rate is 1 and negatives come from the order of the draw.
+    options = ["--head", "sampled", "--sample_rate", "1", "--accumulate", "2", "--loss", "cosface", "--towers", "2"]
+    options += ["--lfw_dir", faces / "lfw", "--lfw_pairs", faces / "pairs.txt", "--verbose", "2", "--clip_norm", "5"]
+    result = train(faces, run_dir, *options, "--max_steps", "3", "--val_sets", faces / "lfw", check=False)
+    assert result.returncode == 2
+    assert "lfw, lfw are not all different" in result.stderr
+    return run_dir, train(faces, run_dir, *options, "--max_steps", "3").stdout
+
+
+def test_a_run_prints_the_lines_that_users_grep(trained):
+    run_dir, output = trained
+    for step in (2, 3):
+        for line in (r"XNorm: \d+\.\d+", r"Accuracy-Flip: [01]\.\d{5}\+-0\.\d{5}", r"Accuracy-Highest: [01]\.\d{5}"):
+            assert re.search(rf"^\[lfw\]\[{step}\]{line}$", output, re.MULTILINE), line
+    accuracies = [line["lfw_accuracy"] for line in metrics_of(run_dir, "validation")]
+    assert f"[lfw][3]Accuracy-Highest: {max(accuracies):.5f}" in output
+
+
+def test_the_best_model_is_kept(trained):
+    run_dir, _ = trained
+    validations = metrics_of(run_dir, "validation")
+    best = max(validations, key=lambda line: line["pairs_accuracy"])
+    kept = json.loads((run_dir / "best" / "model.json").read_text())
+    assert kept["step"] == best["step"]
+    assert kept["validation"]["lfw_accuracy"] == best["lfw_accuracy"]
+
+
+def test_a_checkpoint_holds_the_head_in_one_piece(trained):
+    run_dir, _ = trained
+    state = state_of(run_dir, 3)
+    assert state["head/weights"].shape == state["head/momentum"].shape == (6, 16)
+    assert (np.abs(state["head/momentum"]).max(axis=1) > 0).all()
+    assert {"main", "accuracy", "embedding_norm"} <= metrics_of(run_dir)[0].keys()
+
+
+@pytest.mark.slow
+def test_four_towers_resumed_on_two_in_float64(faces, tmp_path):
+    options = ["--precision", "float64", "--sync_bn", "--max_epochs", "2", "--logits_chunk", "2"]
+    train(faces, tmp_path / "whole", *options, "--towers", "2", "--max_steps", "4")
+    train(faces, tmp_path / "parts", *options, "--towers", "4", "--max_steps", "2")
+    train(faces, tmp_path / "parts", *options, "--towers", "2", "--max_steps", "4")
+    whole, parts = state_of(tmp_path / "whole", 4), state_of(tmp_path / "parts", 4)
+    for name, value in whole.items():
+        np.testing.assert_allclose(parts[name], value, rtol=0, atol=1e-9 * max(np.abs(value).max(), 1e-3), err_msg=name)
+
+
+def test_a_checkpoint_of_another_class_count_is_refused(trained, faces, tmp_path):
+    run_dir, _ = trained
+    shutil.copytree(run_dir, tmp_path / "run")
+    shutil.copytree(faces / "train", tmp_path / "train")
+    shutil.copytree(tmp_path / "train" / "Train_0", tmp_path / "train" / "Train_9")
+    result = train(faces, tmp_path / "run", "--data_dir", tmp_path / "train", "--max_steps", "5", check=False)
+    assert result.returncode == 65
+    assert "was trained on other pictures" in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--head", "sampled", "--sample_rate", "0"], "--sample_rate 0.0: a share"),
+        (["--head", "sampled", "--sample_rate", "1.5"], "--sample_rate 1.5: a share"),
+        (["--head", "sampled", "--sample_rate", "0.5"], "is 3, fewer than a batch of 8"),
+        (["--sample_rate", "0.5"], "needs --head sampled"),
+        (["--loss", "softmax"], "--loss softmax has no use for --scale"),
+        (["--optimizer", "ADAM"], "--optimizer ADAM"),
+        (["--towers", "8"], "6 classes cannot be split over 8 towers"),
+        (["--accumulate", "3"], "--accumulate 3"),
+    ],
+)
+@pytest.mark.slow
+def test_options_that_cannot_be_are_told_in_one_line(faces, tmp_path, options, words):
+    result = train(faces, tmp_path / "run", *options, "--max_steps", "1", check=False)
+    assert result.returncode == 2
+    assert words in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+
+
+def test_dry_run_tells_the_memory_of_a_million_identities(faces, tmp_path):
+    options = ["--towers", "4", "--identities", "1000000", "--card_memory", "11", "--dry_run"]
+    output = train(faces, tmp_path / "run", *options).stdout
+    assert "class weights of 1,000,000 identities, sharded, a tower: weights 16 MB, momentum 16 MB" in output
+    assert re.search(r"fits; these towers go up to [\d,]{9,} identities", output)
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,64 @@
+"""train_multi_gpu.py --head selected as a user runs it, on tiny pictures, in processes of its own."""
+
+import numpy as np
+import pytest
+from classcenters.serving import Program
+from conftest import make_faces, metrics_of, run_python, state_of
+
+from towers.classcenters.remote import RemoteStore
+
+SMALL = [
+    *("--network", "small", "--image_size", "28", "--embedding_size", "16", "--batch_size", "8", "--log_every", "1"),
+    *("--learning_rate", "0.02", "--validate_every_n_epochs", "0", "--verbose", "0", "--scale", "16"),
+    *("--head", "selected", "--num_selected", "8", "--ntrees", "2", "--interval", "2", "--moving_average_decay", "0"),
+]
+
+
+@pytest.fixture(scope="module")
+def faces(tmp_path_factory):
+    return make_faces(tmp_path_factory.mktemp("faces"))
+
+
+def train(faces, run_dir, *options, check=True):
+    command = ("train_multi_gpu.py", "--data_dir", faces / "train", "--run_dir", run_dir, *SMALL, *options)
+    return run_python(*command, check=check)
+
+
+def test_a_run_and_its_resumption(faces, tmp_path):
+    first = train(faces, tmp_path / "run", "--towers", "2", "--max_steps", "3", "--adaptive")
+    assert "index of step 0" in first.stderr
+    assert "recall 1.000, probability mass 1.000" in first.stderr
+    state = state_of(tmp_path / "run", 3)
+    assert state["head/weights"].shape == state["head/slot"].shape == (6, 16)
+    assert np.abs(state["head/slot"]).max() > 0
+    assert all(np.isfinite(line["loss"]) for line in metrics_of(tmp_path / "run"))
+    train(faces, tmp_path / "run", "--towers", "1", "--max_steps", "4", "--adaptive")
+    after = state_of(tmp_path / "run", 4)
+    assert 0 < np.abs(after["head/weights"] - state["head/weights"]).max() < 0.1
+
+
+def test_options_that_do_not_fit(faces, tmp_path):
+    found = train(faces, tmp_path / "run", "--num_selected", "5", check=False)
+    assert found.returncode == 2
+    assert "--num_selected 8 or more" in found.stderr
+    dry = train(faces, tmp_path / "run", "--dry_run", "--identities", "100000000")
+    assert "8 of 100,000,000 classes a step" in dry.stdout
+    assert "host memory, 13.60 GB" in dry.stdout
+
+
+@pytest.mark.slow
+def test_servers_train_as_memory_does(faces, tmp_path):
+    options = ("--deterministic", "--max_steps", "3")
+    train(faces, tmp_path / "memory", *options)
+    train(faces, tmp_path / "mapped", *options, "--center_folder", tmp_path / "centres")
+    program = Program()
+    try:
+        train(faces, tmp_path / "remote", *options, "--param_servers", program.address)
+        expected = state_of(tmp_path / "memory", 3)["head/weights"]
+        for name in ("mapped", "remote"):
+            np.testing.assert_array_equal(state_of(tmp_path / name, 3)["head/weights"], expected)
+        store = RemoteStore([program.address])
+        assert store.version("class_centers") == 3
+        np.testing.assert_array_equal(store.pull("class_centers", np.arange(6)), expected)
+    finally:
+        program.kill()
