@@ -131,7 +131,7 @@ def head_lines(arguments, source, steps, network, num_towers, sample_rate) -> li
     return head_memory.describe(
         arguments.identities or source.num_classes,
         dry_run.network_bytes(vars(arguments), steps, network, num_towers, arguments.accumulate),
-        arguments.card_memory,
+        arguments.card_memory or head_memory.memory_at_hand(num_towers),
         arguments.accumulate,
         num_towers=num_towers,
         batch=steps.batch_size,
