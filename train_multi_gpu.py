@@ -41,7 +41,11 @@ def make_parser() -> options.Parser:
     return parser
 
 
-def sample_rate_of(arguments) -> float | None:
+def checked_sample_rate(arguments) -> float | None:
+    if not arguments.dry_run and (arguments.identities or arguments.card_memory):
+        raise UserError(
+            "--identities and --card_memory tell what --dry_run shall reckon with; add it, or leave them out"
+        )
     if arguments.head == "sampled":
         return DEFAULT_SAMPLE_RATE if arguments.sample_rate is None else arguments.sample_rate
     if arguments.sample_rate is not None:
@@ -54,7 +58,7 @@ def main(arguments) -> None:
     if arguments.synthetic:
         vars(arguments).update(pictures.embedded_data_set(Path(__file__).parent))
     loss = margins.chosen_loss(**pick(LOSS_OPTIONS))
-    sample_rate = sample_rate_of(arguments)
+    sample_rate = checked_sample_rate(arguments)
     source, _, _ = pictures.training_pictures(**pick(pictures.SOURCE_OPTIONS))
     towers = run.set_up(**pick("towers reduction precision deterministic seed"))
     steps = plan.plan_steps(len(source), towers.num_towers, where=str(arguments.data_dir), **pick(plan.STEP_OPTIONS))
@@ -135,7 +139,7 @@ def head_lines(arguments, source, steps, network, num_towers, sample_rate) -> li
     return head_memory.describe(
         identities,
         dry_run.network_bytes(vars(arguments), steps, network, num_towers, arguments.accumulate),
-        arguments.card_memory,
+        arguments.card_memory or head_memory.memory_at_hand(num_towers),
         arguments.accumulate,
         num_towers=num_towers,
         batch=steps.batch_size,

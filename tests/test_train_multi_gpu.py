@@ -96,6 +96,7 @@ def test_a_checkpoint_of_another_class_count_is_refused(trained, faces, tmp_path
         (["--optimizer", "ADAM"], "--optimizer ADAM"),
         (["--towers", "8"], "6 classes cannot be split over 8 towers"),
         (["--accumulate", "3"], "--accumulate 3"),
+        (["--identities", "1000"], "--identities and --card_memory"),
     ],
 )
 @pytest.mark.slow

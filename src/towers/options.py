@@ -261,7 +261,9 @@ def add_margins(parser: Parser) -> None:
         "--accumulate", type=int, default=1, help="parts of a tower's batch that pass the network one after the other"
     )
     group.add_argument("--identities", type=int, help="with --dry_run: reckon with so many classes")
-    group.add_argument("--card_memory", type=float, help="with --dry_run: memory of a tower, GB")
+    group.add_argument(
+        "--card_memory", type=float, help="with --dry_run: memory of a tower, GB (default: as found here)"
+    )
 
 
 def add_selection(parser: Parser) -> None:

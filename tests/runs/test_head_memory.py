@@ -1,6 +1,9 @@
+import subprocess
+
 import pytest
 
-from towers.runs.head_memory import describe, head_memory, most_identities
+from towers.runs import head_memory as module
+from towers.runs.head_memory import describe, head_memory, memory_at_hand, most_identities
 
 INSIGHTFACE = {"num_towers": 8, "batch": 8 * 64, "embedding_size": 512, "slots": 1}
 # ResNet-50 (43.6 M values) in five copies, and 64 pictures of 25 M values kept for the backward pass.
@@ -42,3 +45,18 @@ def test_parts_of_a_batch_need_fewer_logits():
     parts = describe(1_000_000, 0, 11.0, 4, head="sharded", **INSIGHTFACE)[0]
     assert "logits 1024 MB" in whole
     assert "logits 256 MB" in parts
+
+
+def test_memory_at_hand_is_a_share_of_the_machine_or_the_smallest_card(monkeypatch):
+    assert memory_at_hand(4) == pytest.approx(memory_at_hand(1) / 4)
+    assert memory_at_hand(1) > 0.5
+    monkeypatch.setattr(module.tf.config, "list_physical_devices", lambda kind: ["card", "card"])
+    answer = subprocess.CompletedProcess([], 0, stdout="24576\n11264\n")
+    monkeypatch.setattr(module.subprocess, "run", lambda *arguments, **settings: answer)
+    assert memory_at_hand(2) == pytest.approx(11.81, abs=0.01)
+
+    def missing(*arguments, **settings):
+        raise FileNotFoundError("nvidia-smi")
+
+    monkeypatch.setattr(module.subprocess, "run", missing)
+    assert memory_at_hand(2) is None

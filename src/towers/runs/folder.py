@@ -44,6 +44,7 @@ MAY_DIFFER = frozenset(
         "verbose",
         "card_memory",
         "identities",
+        "val_sets",
         "max_bad_fraction",
     }
 )

@@ -1,6 +1,10 @@
 """Bytes a tower needs for its class weights, and how many identities a card can hold."""
 
+import os
+import subprocess
 from dataclasses import dataclass
+
+import tensorflow as tf
 
 # Copies of the touched rows at the peak of a step: their gradient, what it is made from, and what replaces it.
 ROW_COPIES = 3
@@ -67,6 +71,18 @@ def most_identities(free: int, **settings) -> int:
         else:
             highest = middle
     return lowest
+
+
+def memory_at_hand(num_towers: int) -> float | None:
+    """GB of a tower: of the smallest card that nvidia-smi shows, or a share of this machine's; None: not known."""
+    if not tf.config.list_physical_devices("GPU"):
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / num_towers / 1e9
+    question = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    try:
+        answer = subprocess.run(question, capture_output=True, text=True, check=True, timeout=30).stdout
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return min(int(mebibytes) for mebibytes in answer.split()) * 2**20 / 1e9
 
 
 def describe(
