@@ -17,15 +17,25 @@ def count(variables):
     return sum(int(np.prod(variable.shape)) for variable in variables)
 
 
+# Deep variants of a network that the quick tests see in a shallower form.
+DEEP = ("resnet101", "se_resnet50")
+NAMES = [pytest.param(name, marks=pytest.mark.slow) if name in DEEP else name for name in NETWORKS]
+
+
+class Networks(dict):
+    """Networks in float64, at their least size and with dropout: made once, when they are first asked for."""
+
+    def __missing__(self, name):
+        keras.mixed_precision.set_dtype_policy("float64")
+        size = NETWORKS[name].least_image_size
+        self[name] = build(name, image_size=size, embedding_size=512, keep_probability=0.8)
+        keras.mixed_precision.set_dtype_policy("float32")
+        return self[name]
+
+
 @pytest.fixture(scope="module")
 def networks():
-    """Every network in float64, at its least size and with dropout: made once, because the large ones take seconds."""
-    keras.mixed_precision.set_dtype_policy("float64")
-    yield {
-        name: build(name, image_size=NETWORKS[name].least_image_size, embedding_size=512, keep_probability=0.8)
-        for name in NETWORKS
-    }
-    keras.mixed_precision.set_dtype_policy("float32")
+    return Networks()
 
 
 def mobilefacenet_parameters(width, second_conv, map_size, embedding_size, embedding_bn):
@@ -102,14 +112,14 @@ def test_small_fits_its_first_stride_to_the_picture(size, stride, last):
     assert 0.4e6 < count(network.trainable_variables) < 0.6e6
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", NAMES)
 def test_paths_are_unique(networks, name):
     paths = [variable.path for variable in networks[name].variables]
     assert len(set(paths)) == len(paths)
     assert all(path.count("/") == 1 for path in paths)
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", NAMES)
 def test_float64_is_float64_throughout(networks, name):
     network = networks[name]
     size = network.input_shape[1]
@@ -131,10 +141,13 @@ def test_float64_is_float64_throughout(networks, name):
     assert None not in traced.structured_outputs
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", NAMES)
 def test_embeddings_and_dropout_in_training_only(networks, name):
     network = networks[name]
-    assert [layer.name for layer in network.layers][-3:] == ["dropout", "embedding", "embedding_bn"]
+    # A pooled map of the right width is the embedding itself.
+    pooled = network.get_layer("dropout").input.shape[-1] == 512 and NETWORKS[name].gem
+    last = ["dropout"] if pooled else ["dropout", "embedding", "embedding_bn"]
+    assert [layer.name for layer in network.layers][-len(last) :] == last
     assert network.get_layer("dropout").rate == pytest.approx(0.2)
     images = pictures(2, network.input_shape[1])
     embeddings = network(images).numpy()
@@ -236,7 +249,7 @@ def test_seed_decides_the_first_weights():
             assert not np.array_equal(a, c)
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", NAMES)
 def test_roles_of_variables(networks, name):
     """Kernels are all that has more than one axis; Inception-ResNet has biases too."""
     network = networks[name]
