@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import scipy.stats
 import tensorflow as tf
-from losses.triplet_reference import keyed_hash
+from losses.margin_reference import slow_losses, slow_weights
 
 from towers.errors import UserError
 from towers.losses.margin_pairs import check_options, draw_negatives, margin_losses, negative_weights
@@ -20,43 +20,6 @@ def batch(seed=0, instances=5, copies=3, size=6):
     labels = random.permutation(np.repeat(np.arange(instances), copies)) + 7
     rows = np.abs(random.normal(size=(instances + 7, size))[labels] + random.normal(size=(len(labels), size)))
     return rows / np.linalg.norm(rows, axis=1, keepdims=True), labels
-
-
-def slow_weights(distances, candidates, d):
-    """p(j | i) of section 3.2, for one anchor: candidates are the indices of other labels."""
-
-    def density(z):
-        return z ** (d - 2) * (1 - z**2 / 4) ** ((d - 3) / 2)
-
-    weights = [min(1 / density(0.5), 1 / density(max(z, 1e-9))) if z < 1.4 else 0.0 for z in distances[candidates]]
-    if sum(weights) == 0:
-        weights = [1.0] * len(candidates)
-    return np.array(weights) / sum(weights)
-
-
-def slow_losses(rows, labels, beta, alpha, scope=None):
-    """Losses and active pairs [B], gradient [B, D] of their sum, and its derivative by beta."""
-    losses, active, gradient, by_beta = np.zeros(len(rows)), np.zeros(len(rows)), np.zeros_like(rows), 0.0
-    distances = np.array([[math.dist(a, b) for b in rows] for a in rows])
-    for a in range(len(rows)):
-        near = range(len(rows)) if scope is None else scope(a)
-        others = [j for j in near if labels[j] != labels[a]]
-        if not others:
-            continue
-        law = slow_weights(distances[a], others, rows.shape[1])
-        for p in (j for j in near if labels[j] == labels[a] and j != a):
-            draw = keyed_hash(SEED, 0, FIRST + a, FIRST + p) / 2**32
-            n = others[min(np.searchsorted(np.cumsum(law), draw, side="right"), len(others) - 1)]
-            for other, side in ((p, 1), (n, -1)):
-                loss = alpha + side * (distances[a, other] - beta)
-                if loss > 0:
-                    losses[a] += loss
-                    active[a] += 1
-                    by_beta -= side
-                    slope = side * (rows[a] - rows[other]) / distances[a, other]
-                    gradient[a] += slope
-                    gradient[other] -= slope
-    return losses, active, gradient, by_beta
 
 
 def embedded(rows, labels, dtype="float64"):
@@ -79,7 +42,7 @@ def computed(rows, labels, beta, dtype="float64", alpha=0.2):
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 1e-9), ("float32", 1e-5)])
 def test_losses_and_gradients_of_the_slow_loop(size, beta, dtype, tolerance):
     rows, labels = batch(seed=size, size=size)
-    losses, active, gradient, by_beta = slow_losses(rows, labels, beta, 0.2)
+    losses, active, gradient, by_beta = slow_losses(rows, labels, FIRST + np.arange(len(rows)), beta, 0.2, SEED)
     assert active.sum() > 0
     found, got_gradient, got_by_beta = computed(rows, labels, beta, dtype)
     assert found.losses.dtype == dtype

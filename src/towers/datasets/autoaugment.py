@@ -1,7 +1,7 @@
 """AutoAugment's ImageNet policy (Cubuk et al., 2019, https://arxiv.org/abs/1805.09501) on a batch on its device.
 
 Every picture of a batch takes an operation of its own, so a stage is a chain of one affine map, one table of 256 levels
-a channel, one mixture with grey and one with a smoothed picture, three of which leave a picture as it is. The operations
+a channel, one mixture with grey and one with a smoothed picture, of which all but one leave it as it is. The operations
 are Pillow's, to the bit where they have no geometry.
 """
 

@@ -102,8 +102,8 @@ def margin_losses(
     # A NaN must not reach the sums that are searched.
     weights = negative_weights(tf.where(tf.math.is_finite(fixed), fixed, 2.0), different, own.shape[1])
     negatives = draw_negatives(weights, anchors.positions, tf.gather(candidates.positions, positives.index), seed)
-    positive = _distances(own, tf.gather(others, positives.index))
-    negative = _distances(own, tf.gather(others, negatives))
+    positive = _distances(own, others, positives.index)
+    negative = _distances(own, others, negatives)
     zero = tf.zeros([], own.dtype)
     losses = [
         tf.where(used, tf.nn.relu(alpha + side * (distances - beta)), zero)
@@ -126,8 +126,13 @@ def margin_losses(
     )
 
 
-def _distances(own: tf.Tensor, others: tf.Tensor) -> tf.Tensor:
-    """Euclidean distances of [b, D] to each of [b, M, D]: [b, M]; from differences, exact also where it is near 0."""
-    squares = tf.reduce_sum(tf.math.squared_difference(own[:, None], others), axis=2)
+def _distances(own: tf.Tensor, others: tf.Tensor, index: tf.Tensor) -> tf.Tensor:
+    """Euclidean distances of own [b, D] to the rows index [b, M] of others [B, D]: [b, M].
+
+    From differences, so they are exact also where they are near 0.
+    """
+    # The gradient of tf.gather would be sparse, which all_gather cannot carry back.
+    rows = tf.gather_nd(others, index[..., None])
+    squares = tf.reduce_sum(tf.math.squared_difference(own[:, None], rows), axis=2)
     # Two equal pictures have distance 0, where the root has no gradient.
     return tf.sqrt(tf.maximum(squares, 1e-14))
