@@ -88,7 +88,8 @@ def main(arguments) -> None:
             towers, network, head, source.class_names, **sizes, **pick(multigrain.VALIDATION_OPTIONS)
         ),
         options=options.recorded(arguments),
-        model_facts={"class_names": source.class_names},
+        model_facts={"class_names": source.class_names, **options.recorded(arguments, "data_dir")},
+        classifier=lambda: tuple(values[: source.num_classes] for values in head.export()),
         **pick(run.OPTIONS),
     )
 

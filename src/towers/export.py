@@ -1,4 +1,7 @@
-"""The model folder: an inference network as ``model.json`` (how to build it) and ``weights.h5`` (what it learnt)."""
+"""The model folder: an inference network as ``model.json`` (how to build it) and ``weights.h5`` (what it learnt).
+
+A classifier has ``classifier.h5`` beside it: the class weights, whose rows ``class_names`` of model.json names.
+"""
 
 import json
 import os
@@ -7,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import keras
+import numpy as np
 
 from . import checkpoints, networks
 from .errors import StorageError, UserError
@@ -30,19 +34,40 @@ class Model:
         return self.facts["load_size"]
 
 
-def save_model(folder: Path, network: keras.Model, facts: dict) -> None:
+@dataclass(frozen=True)
+class Classifier:
+    """Class weights [C, D], bias [C] or None, and the names of the C classes."""
+
+    weights: np.ndarray
+    bias: np.ndarray | None
+    class_names: list[str]
+
+
+def save_model(
+    folder: Path,
+    network: keras.Model,
+    facts: dict,
+    classifier: tuple[np.ndarray, np.ndarray | None] | None = None,
+) -> None:
     """Write ``network`` as the model folder ``folder``, in place of the one that is there.
 
     Args:
       facts: JSON values; ``network`` holds the arguments of ``networks.build``, ``load_size`` the side in pixels that
-        pictures are brought to before the centre crop.
+        pictures are brought to before the centre crop; with a ``classifier`` it holds ``class_names`` [C].
+      classifier: class weights [C, D] and bias [C] or None.
     """
     temporary = folder.with_name(f".{folder.name}-{os.getpid()}")
     try:
         temporary.mkdir(parents=True)
         checkpoints.write_arrays(temporary / "weights.h5", state.read(state.named("network", network.variables)))
-        digest = checkpoints.sha256(temporary / "weights.h5")
-        (temporary / "model.json").write_text(json.dumps({"format": 1, **facts, "weights_sha256": digest}, indent=1))
+        digests = {"weights_sha256": checkpoints.sha256(temporary / "weights.h5")}
+        if classifier is not None:
+            arrays = {
+                name: array for name, array in zip(("weights", "bias"), classifier, strict=True) if array is not None
+            }
+            checkpoints.write_arrays(temporary / "classifier.h5", arrays)
+            digests["classifier_sha256"] = checkpoints.sha256(temporary / "classifier.h5")
+        (temporary / "model.json").write_text(json.dumps({"format": 1, **facts, **digests}, indent=1))
         if folder.exists():
             old = folder.with_name(f".{folder.name}-old-{os.getpid()}")
             folder.rename(old)
@@ -76,8 +101,32 @@ def read_weights(folder: Path, facts: dict) -> dict:
     Raises:
       StorageError: the weights are not those that were written.
     """
-    path = folder / "weights.h5"
-    if not path.is_file() or checkpoints.sha256(path) != facts["weights_sha256"]:
+    return _verified(folder / "weights.h5", facts["weights_sha256"])
+
+
+def read_classifier(folder: Path, facts: dict) -> Classifier:
+    """The classifier of a model folder, verified against its sha256.
+
+    Raises:
+      UserError: the model has none.
+      StorageError: it is not the one that was written.
+    """
+    if "classifier_sha256" not in facts:
+        raise UserError(
+            f"{folder}: this model has no classifier, only embeddings; give one that train_softmax.py has made"
+        )
+    arrays = _verified(folder / "classifier.h5", facts["classifier_sha256"])
+    classifier = Classifier(arrays["weights"], arrays.get("bias"), facts["class_names"])
+    if len(classifier.weights) != len(classifier.class_names):
+        raise StorageError(
+            f"{folder}: weights of {len(classifier.weights)} classes and names of {len(classifier.class_names)}; "
+            "copy the model folder again"
+        )
+    return classifier
+
+
+def _verified(path: Path, digest: str) -> dict:
+    if not path.is_file() or checkpoints.sha256(path) != digest:
         raise StorageError(f"{path}: does not have the sha256 of model.json; copy the model folder again")
     return checkpoints.read_arrays(path)
 
@@ -87,7 +136,7 @@ def read_model(folder: Path, **changes) -> Model:
 
     Args:
       changes: arguments of ``networks.build`` that differ from those it was trained with: a network with GeM pooling
-        takes another ``image_size`` and ``gem_p``.
+        takes another ``image_size`` and ``gem_p``, also where p was learnt.
 
     Raises:
       UserError: no model there, or weights that do not fit its description.
@@ -96,6 +145,9 @@ def read_model(folder: Path, **changes) -> Model:
     path, facts = read_facts(folder)
     facts = {**facts, "network": {**facts["network"], **changes}}
     arguments = dict(facts["network"])
+    weights = read_weights(path, facts)
+    if "gem_p" in changes and arguments.pop("learn_gem_p", False):
+        del weights["network/gem/p"]
     network = networks.build(arguments.pop("name"), **arguments)
-    state.write(state.named("network", network.variables), read_weights(path, facts), str(path))
+    state.write(state.named("network", network.variables), weights, str(path))
     return Model(network, facts, path)

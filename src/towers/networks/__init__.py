@@ -14,7 +14,7 @@ from .resnet import RESNETS
 from .roles import decayed_variables, moving_statistics
 from .small import small
 
-__all__ = ["NETWORKS", "build", "decayed_variables", "moving_statistics"]
+__all__ = ["NETWORKS", "build", "decayed_variables", "inference", "moving_statistics"]
 
 
 class Network(NamedTuple):
@@ -87,3 +87,10 @@ def build(
         pooling = {"gem_p": DEFAULT_GEM_P if gem_p is None else gem_p, "learn_gem_p": learn_gem_p}
         check_p(pooling["gem_p"])
     return network.make(image_size, embedding_size, keep_probability, sync_bn, standardization, seed, **pooling)
+
+
+def inference(network: keras.Model) -> keras.Model:
+    """The network from pictures to embeddings alone, of the same layers: without auxiliary features."""
+    if len(network.outputs) == 1:
+        return network
+    return keras.Model(network.inputs[0], network.outputs[0], name=network.name)

@@ -10,7 +10,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from .. import checkpoints, export, plots
+from .. import checkpoints, export, networks, plots
 from ..datasets.pipeline import Quarantine, train_dataset
 from ..distribution import Towers
 from ..errors import BadData, UserError
@@ -84,6 +84,7 @@ def train(
     audit_data: bool,
     time_towers: bool,
     model_facts: dict,
+    classifier: Callable[[], tuple[np.ndarray, np.ndarray | None]] | None = None,
 ) -> Path:
     """Train, validate and export; goes on where the run folder's newest checkpoint ends.
 
@@ -97,6 +98,7 @@ def train(
       validators: functions of (log, step) that return metrics; they see the averaged weights.
       options: the resolved options, for ``options.json``.
       model_facts: what else ``model.json`` records.
+      classifier: gives the class weights [C, D] and bias [C] for the model folder, None: it gets none.
 
     Returns:
       The run folder.
@@ -170,7 +172,12 @@ def train(
                 for validator in validators:
                     metrics |= validator(log, step)
                 facts = {"network": network_arguments, "load_size": load_size, "step": step, **model_facts}
-                export.save_model(folder.path / "model", network, {**facts, "validation": metrics})
+                export.save_model(
+                    folder.path / "model",
+                    networks.inference(network),
+                    {**facts, "validation": metrics},
+                    None if classifier is None else classifier(),
+                )
             log.validation(metrics)
             if log_histograms:
                 log.histograms(trained, step)
@@ -215,14 +222,15 @@ def train(
 
 
 def start_from(folder: Path, network: keras.Model) -> None:
-    """Give ``network`` the weights of a run or model folder (--pretrained_model); the head starts anew.
+    """Give ``network`` the weights of a run or model folder (--pretrained_model); heads and auxiliary parts start anew.
 
     Raises:
       UserError: no model there, or one of another network.
       StorageError: weights that are damaged.
     """
     path, facts = export.read_facts(folder)
-    state.write(state.named("network", network.variables), export.read_weights(path, facts), str(path))
+    exported = networks.inference(network).variables
+    state.write(state.named("network", exported), export.read_weights(path, facts), str(path))
 
 
 def _resume(folder: RunFolder, variables: dict, fingerprint: str) -> tuple[int, list[str]]:
