@@ -66,6 +66,11 @@ def main(arguments) -> None:
         multigrain.preparation(network, **pick(multigrain.AUGMENTATION_OPTIONS)),
         **pick("classification_weight label_smoothing retrieval_loss mining mining_scope alpha seed"),
     )
+    validators = multigrain.validators(
+        towers, network, head, source.class_names, **sizes, **pick(multigrain.VALIDATION_OPTIONS)
+    )
+    if with_border:
+        validators.append(lambda log, step: {"margin_beta": float(border.beta.numpy())})
     run.train(
         towers=towers,
         plan=steps,
@@ -84,9 +89,7 @@ def main(arguments) -> None:
         learning_rate=learning_rate,
         load_size=sizes["load_size"],
         float16=arguments.precision == "float16",
-        validators=multigrain.validators(
-            towers, network, head, source.class_names, **sizes, **pick(multigrain.VALIDATION_OPTIONS)
-        ),
+        validators=validators,
         options=options.recorded(arguments),
         model_facts={"class_names": source.class_names, **options.recorded(arguments, "data_dir")},
         classifier=lambda: tuple(values[: source.num_classes] for values in head.export()),

@@ -4,6 +4,7 @@ python scripts/evaluate_retrieval.py --model RUN --protocol holidays --data_dir 
 python scripts/evaluate_retrieval.py --model RUN --protocol copydays --data_dir COPYDAYS --distractors YFCC
 python scripts/evaluate_retrieval.py --model RUN --protocol folder --data_dir PICTURES --sheet nearest.jpg
 python scripts/evaluate_retrieval.py --model RUN --protocol ukbench --data_dir UKBENCH --longest_side 500 --gem_p 4
+python scripts/evaluate_retrieval.py --model RUN --protocol holidays --data_dir HOLIDAYS --whiten_with YFCC
 """
 
 import json
@@ -11,8 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from towers import export, options
-from towers.errors import UserError
-from towers.runs import retrieval, run
+from towers.runs import retrieval, retrieval_sheets, run, serving
 
 
 def make_parser() -> options.Parser:
@@ -32,6 +32,7 @@ def make_parser() -> options.Parser:
     )
     parser.add_argument("--gem_p", type=float, help="power of GeM pooling (default: the model's)")
     parser.add_argument("--batch_size", type=int, default=100, help="images a tower and step")
+    parser.add_argument("--whiten_with", type=Path, help="folder of pictures, to whiten the embeddings with (PCA)")
     parser.add_argument("--json", type=Path, help="file for the same numbers")
     parser.add_argument("--sheet", type=Path, help="JPEG of queries with their nearest pictures")
     options.add_towers(parser, training=False)
@@ -41,15 +42,20 @@ def make_parser() -> options.Parser:
 def main(arguments) -> None:
     pick = partial(options.pick, arguments)
     pictures = retrieval.read_set(**pick("protocol data_dir distractors"))
-    sizes, changes = resolution(**pick("model image_size load_size longest_side gem_p"))
+    sizes, changes = retrieval.resolution(**pick("model image_size load_size longest_side gem_p"))
     towers = run.set_up(**pick("towers precision"))
     with towers.scope():
         model = export.read_model(arguments.model, **changes)
+    whitening = None
+    if arguments.whiten_with:
+        square = sizes if arguments.longest_side is None else dict.fromkeys(sizes, arguments.longest_side)
+        whitening = serving.whitening_of(towers, model.network, arguments.whiten_with, **square, **pick("batch_size"))
     figures, remarks, embeddings = retrieval.evaluate(
         towers,
         model.network,
         arguments.protocol,
         pictures,
+        whitening=whitening,
         **sizes,
         **pick("batch_size longest_side"),
     )
@@ -60,25 +66,7 @@ def main(arguments) -> None:
     if arguments.json:
         arguments.json.write_text(json.dumps(figures, indent=1) + "\n")
     if arguments.sheet:
-        retrieval.write_sheet(arguments.sheet, pictures, embeddings)
-
-
-def resolution(*, model, image_size, load_size, longest_side, gem_p) -> tuple[dict, dict]:
-    """Sizes of the pictures, and what the network is built with instead of what it was trained with."""
-    _, facts = export.read_facts(model)
-    changes = {} if gem_p is None else {"gem_p": gem_p}
-    trained = facts["network"]["image_size"]
-    if longest_side is not None:
-        if image_size is not None or load_size is not None:
-            raise UserError("--longest_side takes whole pictures; leave --image_size and --load_size out")
-        return {"image_size": trained, "load_size": facts["load_size"]}, changes | {"image_size": None}
-    if image_size is not None and image_size != trained:
-        changes["image_size"] = image_size
-    image_size = image_size or trained
-    load_size = load_size or round(image_size * facts["load_size"] / trained)
-    if load_size < image_size:
-        raise UserError(f"--load_size {load_size} is smaller than --image_size {image_size}, which is cropped from it")
-    return {"image_size": image_size, "load_size": load_size}, changes
+        retrieval_sheets.write_sheet(arguments.sheet, pictures, embeddings)
 
 
 if __name__ == "__main__":

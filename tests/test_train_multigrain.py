@@ -22,7 +22,7 @@ TINY = {
     **{"strong_copies": 1, "image_size": 40},
 }
 SMALL = (
-    "--network resnet10 --embedding_size 512 --image_size 32 --random_crop --random_flip --batch_size 12 --copies 3 "
+    "--network resnet10 --embedding_size 512 --image_size 40 --random_crop --random_flip --batch_size 12 --copies 3 "
     "--log_every 1 --validate_every_n_epochs 0 --learning_rate 0.01"
 ).split()
 
@@ -158,6 +158,7 @@ def evaluate(run_dir, *options, check=True):
     return run_python("scripts/evaluate_retrieval.py", "--model", run_dir, *options, check=check)
 
 
+@pytest.mark.slow
 def test_evaluation_repeats_the_validation(trained, grains, tmp_path):
     run_dir, _ = trained
     options = ["--protocol", "copydays", "--data_dir", grains / "copydays", "--distractors", grains / "val"]
@@ -172,6 +173,7 @@ def test_evaluation_repeats_the_validation(trained, grains, tmp_path):
     assert cv2.imread(str(tmp_path / "sheet.jpg")).shape == (3 * 142, 8 * 128, 3)
 
 
+@pytest.mark.slow
 def test_evaluation_of_whole_pictures_with_another_power(trained, grains):
     run_dir, _ = trained
     result = evaluate(
@@ -179,6 +181,52 @@ def test_evaluation_of_whole_pictures_with_another_power(trained, grains):
     )
     assert "recall_at_1: " in result.stdout
     assert "map_at_r: " in result.stdout
+
+
+def test_a_trained_model_is_exported_and_searched(trained, grains, tmp_path):
+    """With the files of the run alone: the pictures to compare on are those it was trained on."""
+    run_dir, _ = trained
+    result = run_python(
+        *("scripts/export_model.py", "--model", run_dir, "--out_dir", tmp_path / "out", "--formats", "saved_model"),
+        *("--gem_p", "4", "--num_pictures", "10"),
+    )
+    assert "on 10 pictures, same class 1.0000" in result.stdout
+    facts = json.loads((tmp_path / "out" / "exported.json").read_text())
+    assert facts["class_names"] == sorted(class_name(number) for number in range(3))
+    assert facts["files"]["saved_model"]["least_cosine"] > 0.9999
+    assert (facts["image_size"], facts["whitened"]) == (40, False)
+    query = grains / "copydays" / "strong" / "200001.jpg"
+    found = run_python(
+        *("scripts/search_images.py", "--model", run_dir, "--index", grains / "copydays", "--query", query),
+        *("--nearest", "5", "--sheet", tmp_path / "nearest.jpg"),
+    )
+    lines = found.stdout.splitlines()
+    # The picture itself lies in the index.
+    assert lines[1].split()[:2] == ["1", "1.0000"]
+    assert lines[1].endswith("strong/200001.jpg")
+    assert "same instance" in lines[1]
+    assert len(lines) == 7
+    assert cv2.imread(str(tmp_path / "nearest.jpg")).shape == (142, 6 * 128, 3)
+
+
+def test_mistakes_of_exporting_and_searching(trained, grains, tmp_path):
+    script, model = "scripts/export_model.py", ("--model", trained[0])
+    assert "unknown" in str(refused(script, *model, "--out_dir", tmp_path, "--formats", "mindir"))
+    assert "--num_pictures 0" in str(refused(script, *model, "--out_dir", tmp_path, "--num_pictures", "0"))
+    script = "scripts/search_images.py"
+    assert "no such file" in str(refused(script, *model, "--index", grains, "--query", tmp_path / "none.jpg"))
+
+
+@pytest.mark.slow
+def test_a_power_is_chosen_by_the_script(trained, grains, tmp_path):
+    result = run_python(
+        *("scripts/choose_gem_p.py", "--model", trained[0], "--data_dir", grains / "val", "--image_size", "40"),
+        *("--powers", "1", "3", "--json", tmp_path / "powers.json"),
+    )
+    rows = json.loads((tmp_path / "powers.json").read_text())
+    assert [row["p"] for row in rows] == [1, 3]
+    assert all(0 <= row["copies_map"] <= 1 and 0 <= row["accuracy"] <= 1 for row in rows)
+    assert "best copies_map: --gem_p" in result.stdout
 
 
 def test_mistakes_of_evaluation(trained, grains):

@@ -77,7 +77,7 @@ def test_copydays_without_distractors_and_with_mistakes(tmp_path):
     with pytest.raises(BadData, match="no copies"):
         read_copydays(touch(tmp_path / "three", "original/200000.jpg"))
     (tmp_path / "empty").mkdir()
-    with pytest.raises(BadData, match="distractors"):
+    with pytest.raises(BadData, match="empty: holds no pictures"):
         read_copydays(tmp_path / "one", tmp_path / "empty")
 
 

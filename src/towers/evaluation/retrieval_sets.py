@@ -95,7 +95,7 @@ def read_copydays(folder: str | Path, distractors: str | Path | None = None) -> 
     paths = [path for _, path in originals]
     labels = [number for number, _ in originals]
     if distractors is not None:
-        others = _pictures_below(distractors)
+        others = pictures_below(distractors)
         paths += others
         labels += [-1] * len(others)
     gallery = np.arange(len(paths))
@@ -153,8 +153,9 @@ def _by_number(folder: Path) -> list[Path]:
     )
 
 
-def _pictures_below(folder: str | Path) -> list[str]:
+def pictures_below(folder: str | Path) -> list[str]:
+    """All pictures below a folder, sorted. Raises BadData where there are none."""
     paths = sorted(str(path) for path in Path(folder).rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
     if not paths:
-        raise BadData(f"{folder}: holds no pictures; give distractors, or leave --distractors out")
+        raise BadData(f"{folder}: holds no pictures (.jpg, .jpeg or .png); give another folder")
     return paths

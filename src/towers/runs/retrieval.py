@@ -1,4 +1,4 @@
-"""Retrieval with a trained network: pictures of a published set or a folder in, figures and sheets of pictures out."""
+"""Retrieval with a trained network: pictures of a published set or a folder in, figures out."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -8,16 +8,16 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from ..datasets.decoding import BadPicture, decode, fit, read_header
+from .. import export
+from ..datasets.decoding import BadPicture
 from ..datasets.folder import PathSource, read_folder
 from ..distribution import Towers
-from ..errors import BadData, StorageError, UserError
+from ..errors import BadData, UserError
 from ..evaluation import retrieval_sets
 from ..evaluation.retrieval import (
     average_precisions,
     hits_at,
     map_at_r,
-    nearest,
     normalised,
     positive_ranks,
     r_precision,
@@ -26,11 +26,11 @@ from ..evaluation.retrieval import (
 )
 from ..evaluation.retrieval_sets import RetrievalSet
 from ..summaries import RunLog
+from .retrieval_sheets import read_picture, write_sheet
 from .validation import embed_source
 
 PROTOCOLS = ("holidays", "ukbench", "copydays", "folder")
 RECALLS = (1, 5, 10)
-_GREEN, _RED, _GREY = (0, 160, 0), (0, 0, 200), (128, 128, 128)
 
 
 def read_set(protocol: str, data_dir: Path, distractors: Path | None = None) -> RetrievalSet:
@@ -50,6 +50,40 @@ def read_set(protocol: str, data_dir: Path, distractors: Path | None = None) -> 
         source = read_folder(data_dir)
         return retrieval_sets.all_against_all([source.where(record) for record in range(len(source))], source.labels)
     return {"holidays": retrieval_sets.read_holidays, "ukbench": retrieval_sets.read_ukbench}[protocol](data_dir)
+
+
+def resolution(
+    *,
+    model: Path,
+    image_size: int | None,
+    load_size: int | None,
+    gem_p: float | None,
+    longest_side: int | None = None,
+) -> tuple[dict[str, int], dict]:
+    """Sizes of the pictures, and the changes for ``export.read_model``, where they differ from those of training.
+
+    Args:
+      model: run or model folder.
+      load_size: None: as much larger than ``image_size`` as in training.
+      longest_side: whole pictures of any shape instead.
+
+    Raises:
+      UserError: sizes that contradict each other.
+    """
+    _, facts = export.read_facts(model)
+    changes = {} if gem_p is None else {"gem_p": gem_p}
+    trained = facts["network"]["image_size"]
+    if longest_side is not None:
+        if image_size is not None or load_size is not None:
+            raise UserError("--longest_side takes whole pictures; leave --image_size and --load_size out")
+        return {"image_size": trained, "load_size": facts["load_size"]}, changes | {"image_size": None}
+    if image_size is not None and image_size != trained:
+        changes["image_size"] = image_size
+    image_size = image_size or trained
+    load_size = load_size or round(image_size * facts["load_size"] / trained)
+    if load_size < image_size:
+        raise UserError(f"--load_size {load_size} is smaller than --image_size {image_size}, which is cropped from it")
+    return {"image_size": image_size, "load_size": load_size}, changes
 
 
 def measure(protocol: str, pictures: RetrievalSet, embeddings: np.ndarray) -> tuple[dict[str, float], list[str]]:
@@ -122,16 +156,6 @@ def embed_whole(network: keras.Model, paths: list[str], *, longest_side: int) ->
     return rows, bad
 
 
-def read_picture(path: str) -> np.ndarray:
-    """A picture as uint8 RGB [H, W, 3]. Raises BadPicture."""
-    try:
-        encoded = PathSource([path]).read([0])[0]
-    except OSError as error:
-        raise BadPicture(f"cannot be read: {error.strerror or error}") from error
-    read_header(encoded)
-    return decode(encoded)
-
-
 def evaluate(
     towers: Towers,
     network: keras.Model,
@@ -142,6 +166,7 @@ def evaluate(
     load_size: int,
     batch_size: int = 100,
     longest_side: int | None = None,
+    whitening: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> tuple[dict[str, float], list[str], np.ndarray]:
     """Embed and measure a retrieval set.
 
@@ -149,6 +174,7 @@ def evaluate(
       image_size, load_size: the centre square of image_size out of a shorter side of load_size.
       batch_size: images of a tower in a step.
       longest_side: whole pictures of this longest side instead.
+      whitening: what the embeddings go through before they are compared.
 
     Returns:
       (figures, remarks, embeddings [N, D]).
@@ -174,6 +200,8 @@ def evaluate(
             f"{len(bad)} of {len(pictures.paths)} pictures cannot be read, the first {pictures.paths[first]} "
             f"({bad[first]}); copy them again: figures without them would not be the protocol's"
         )
+    if whitening is not None:
+        embeddings = whitening(embeddings)
     figures, remarks = measure(protocol, pictures, embeddings)
     return figures, remarks, embeddings
 
@@ -200,47 +228,3 @@ def retrieval_validator(
         return figures
 
     return validate
-
-
-def write_sheet(path: Path, pictures: RetrievalSet, embeddings: np.ndarray, *, rows: int = 8, columns: int = 8) -> None:
-    """A JPEG of queries, spread over the first task, each with its nearest pictures: right ones green, wrong ones red.
-
-    Raises:
-      StorageError: it cannot be written.
-    """
-    task = pictures.tasks[0]
-    embeddings = normalised(embeddings)
-    chosen = np.unique(np.linspace(0, len(task.queries) - 1, rows).round().astype(int))
-    own = task.own[chosen]
-    k = min(columns - 1, len(task.gallery) - int(np.any(own >= 0)))
-    places, products = nearest(embeddings[task.queries[chosen]], embeddings[task.gallery], k, own=own)
-    lines = []
-    for query, found, similarities in zip(task.queries[chosen], places, products, strict=True):
-        label = pictures.labels[query]
-        lines.append([(pictures.paths[query], _GREY, "")])
-        for place, similarity in zip(task.gallery[found], similarities, strict=True):
-            right = pictures.labels[place] == label
-            lines[-1].append((pictures.paths[place], _GREEN if right else _RED, f"{similarity:.3f}"))
-    write_tiles(path, lines)
-
-
-def write_tiles(path: Path, lines: list[list[tuple[str, tuple, str]]], *, side: int = 120) -> None:
-    """A JPEG of rows of (path of a picture, colour of its frame in BGR, words below it).
-
-    Raises:
-      StorageError: it cannot be written.
-    """
-    frame, below = 4, 14
-    height, width = side + 2 * frame + below, side + 2 * frame
-    sheet = np.full((len(lines) * height, max(map(len, lines)) * width, 3), 255, np.uint8)
-    for row, line in enumerate(lines):
-        for column, (file, colour, words) in enumerate(line):
-            tile = sheet[row * height : (row + 1) * height, column * width : (column + 1) * width]
-            tile[: side + 2 * frame] = colour
-            tile[frame : frame + side, frame : frame + side] = fit(read_picture(file), side)[..., ::-1]
-            cv2.putText(tile, words, (frame, height - 4), cv2.FONT_HERSHEY_SIMPLEX, 0.4, (0, 0, 0), 1, cv2.LINE_AA)
-    encoded = cv2.imencode(".jpg", sheet, [cv2.IMWRITE_JPEG_QUALITY, 88])[1].tobytes()
-    try:
-        path.write_bytes(encoded)
-    except OSError as error:
-        raise StorageError(f"{path}: cannot be written ({error.strerror}); give another file or make room") from error
