@@ -13,7 +13,7 @@ from pathlib import Path
 
 from towers import export, options
 from towers.datasets.folder import PathSource
-from towers.errors import UserError
+from towers.errors import BadData, UserError
 from towers.evaluation.retrieval import nearest, normalised
 from towers.evaluation.retrieval_sets import pictures_below
 from towers.runs import retrieval, retrieval_sheets, run, serving
@@ -41,6 +41,8 @@ def main(arguments) -> None:
     missing = [path for path in arguments.query if not path.is_file()]
     if missing:
         raise UserError(f"--query {missing[0]}: no such file")
+    if arguments.nearest < 1:
+        raise UserError(f"--nearest {arguments.nearest}: at least one picture of each query is shown")
     folder, facts = export.read_facts(arguments.model)
     sizes, changes = retrieval.resolution(**pick("model image_size load_size gem_p"))
     paths = pictures_below(arguments.index)
@@ -54,6 +56,8 @@ def main(arguments) -> None:
     if any(place < len(queries) for place in bad):
         raise UserError(f"--query {queries[min(bad)]}: cannot be read ({bad[min(bad)]})")
     kept = [place for place in range(len(queries), len(embeddings)) if place not in bad]
+    if not kept:
+        raise BadData(f"--index {arguments.index}: none of its {len(paths)} pictures can be read; give another folder")
     if bad:
         print(f"{len(bad)} pictures of {arguments.index} cannot be read and are left out")
     classes = ["" for _ in embeddings]
@@ -80,7 +84,8 @@ def main(arguments) -> None:
             colour = retrieval_sheets.GREEN if same else retrieval_sheets.GREY
             lines[-1].append((paths[record - len(queries)], colour, f"{cosine:.3f} {classes[record][:12]}"))
     retrieval_sheets.write_tiles(arguments.sheet, lines)
-    print(f"{arguments.sheet}: the queries and what was found, green: the same instance")
+    green = "" if border is None else "; green: the same instance"
+    print(f"{arguments.sheet}: the queries and what was found{green}")
 
 
 if __name__ == "__main__":

@@ -11,10 +11,10 @@ import numpy as np
 import tensorflow as tf
 
 from ..datasets.augmentation import augment, centre_crop
-from ..datasets.decoding import fit
+from ..datasets.decoding import BadPicture, fit
 from ..datasets.folder import Source
 from ..datasets.lighting import light
-from ..errors import UserError
+from ..errors import BadData, UserError
 from ..evaluation.retrieval import average_precisions, normalised, positive_ranks
 from ..networks.gem import GeM, check_p, gem
 from .retrieval_sheets import read_picture
@@ -80,7 +80,7 @@ def compare_powers(
       classify: embeddings [n, D] -> label [n]; labels: int64 [n], the true ones.
 
     Raises:
-      UserError: a power that is none, or a network without GeM.
+      UserError: a power that is none, or a network without GeM. BadData: a picture that cannot be read.
     """
     for power in powers:
         check_p(power)
@@ -88,7 +88,10 @@ def compare_powers(
     load_size = round(LOAD_RATIO * image_size)
     versions, centres = [[] for _ in powers], [[] for _ in powers]
     for number, record in enumerate(records):
-        picture = fit(read_picture(source.where(int(record))), load_size)
+        try:
+            picture = fit(read_picture(source.where(int(record))), load_size)
+        except BadPicture as error:
+            raise BadData(f"{source.where(int(record))}: {error}; replace or remove this picture") from error
         positions = tf.range(number * VERSIONS, (number + 1) * VERSIONS, dtype=tf.int64)
         copies = augment(
             tf.constant(np.repeat(picture[None], VERSIONS, axis=0)),

@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from .. import export
 from ..datasets.augmentation import centre_crop
-from ..datasets.decoding import fit
+from ..datasets.decoding import BadPicture, fit
 from ..datasets.folder import PathSource
 from ..distribution import Towers
 from ..errors import BadData, StorageError, UserError
@@ -46,11 +46,23 @@ def whitening_of(
 
 
 def sample_pictures(folder: Path, count: int, *, image_size: int, load_size: int) -> np.ndarray:
-    """Up to ``count`` pictures spread over those below a folder, as the network sees them: uint8 [n, S, S, 3]."""
+    """Up to ``count`` pictures spread over those below a folder, as the network sees them: uint8 [n, S, S, 3].
+
+    Pictures that cannot be read are left out. Raises BadData where none of them can.
+    """
     paths = pictures_below(folder)
     chosen = np.unique(np.linspace(0, len(paths) - 1, min(count, len(paths))).round().astype(int))
-    squares = np.stack([fit(read_picture(paths[place]), load_size) for place in chosen])
-    return centre_crop(squares, image_size)
+    squares, reasons = [], []
+    for place in chosen:
+        try:
+            squares.append(fit(read_picture(paths[place]), load_size))
+        except BadPicture as error:
+            reasons.append(f"{paths[place]} ({error})")
+    if not squares:
+        raise BadData(
+            f"{folder}: none of {len(chosen)} pictures can be read, such as {reasons[0]}; give other pictures"
+        )
+    return centre_crop(np.stack(squares), image_size)
 
 
 def numbers(model, images: np.ndarray) -> dict[str, np.ndarray]:
