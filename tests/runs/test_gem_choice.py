@@ -2,7 +2,7 @@ import cv2
 import numpy as np
 import pytest
 
-from towers import networks
+from towers import export, networks
 from towers.datasets.folder import read_folder
 from towers.errors import UserError
 from towers.runs.gem_choice import choose_pictures, compare_powers, pooled_by
@@ -77,3 +77,16 @@ def test_whole_pictures_keep_their_shape(source, tmp_path):
         picture = cv2.cvtColor(cv2.imread(path), cv2.COLOR_BGR2RGB)
         resized = cv2.resize(picture, (45, 35), interpolation=cv2.INTER_AREA)
         np.testing.assert_allclose(network(resized[None].astype(np.float32))[0], row, rtol=1e-4, atol=1e-5)
+
+
+def test_a_model_is_read_with_another_power_and_size_also_where_it_was_learnt(tmp_path):
+    arguments = {"image_size": 48, "embedding_size": 512, "seed": 1}
+    images = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3)).astype(np.float32)
+    other = networks.build("resnet10", **arguments | {"image_size": 64}, gem_p=5.0)
+    for learnt in (False, True):
+        network = networks.build("resnet10", **arguments, gem_p=2.0, learn_gem_p=learnt)
+        facts = {"network": {"name": "resnet10", **arguments, "gem_p": 2.0, "learn_gem_p": learnt}, "load_size": 48}
+        export.save_model(tmp_path / "model", network, facts)
+        model = export.read_model(tmp_path / "model", image_size=64, gem_p=5.0)
+        assert model.image_size == 64
+        np.testing.assert_allclose(model.network(images), other(images), rtol=1e-4, atol=1e-5)
