@@ -131,15 +131,23 @@ def _verified(path: Path, digest: str) -> dict:
     return checkpoints.read_arrays(path)
 
 
-def read_model(folder: Path) -> Model:
+def read_model(folder: Path, **changes) -> Model:
     """Build the network named in a model folder and read its weights; call it in the towers' scope.
+
+    Args:
+      changes: arguments of ``networks.build`` that differ from those it was trained with: a network with GeM pooling
+        takes another ``image_size`` and ``gem_p``, also where p was learnt.
 
     Raises:
       UserError: no model there, or weights that do not fit its description.
       StorageError: weights that are damaged.
     """
     path, facts = read_facts(folder)
+    facts = {**facts, "network": {**facts["network"], **changes}}
     arguments = dict(facts["network"])
+    weights = read_weights(path, facts)
+    if "gem_p" in changes and arguments.pop("learn_gem_p", False):
+        del weights["network/gem/p"]
     network = networks.build(arguments.pop("name"), **arguments)
-    state.write(state.named("network", network.variables), read_weights(path, facts), str(path))
+    state.write(state.named("network", network.variables), weights, str(path))
     return Model(network, facts, path)

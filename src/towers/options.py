@@ -15,6 +15,7 @@ from .losses.triplet import MINING_RULES
 from .networks import ALIASES, EMBEDDING_HEADS, NETWORKS, NORMS
 from .training.loop import Interrupted
 from .training.margins import DEFAULT_SCALE, LOSSES
+from .training.multigrain import RETRIEVAL_LOSSES
 from .training.optimizers import OPTIMIZERS
 from .training.triplets import MINING_SCOPES
 
@@ -312,6 +313,48 @@ def add_triplets(parser: Parser) -> None:
         help="where negatives come from: this tower's people, or those of all towers",
     )
     group.add_argument("--soft_margin", action="store_true", help="log(1 + exp(distance)) in place of the margin")
+
+
+def add_multigrain(parser: Parser) -> None:
+    group = parser.add_argument_group("classes and instances")
+    group.add_argument(
+        "--classification_weight",
+        "--lambda",
+        type=float,
+        default=0.5,
+        help="lambda, 0 to 1: share of the cross-entropy; the rest is the retrieval loss",
+    )
+    group.add_argument("--label_smoothing", type=float, default=0.0, help="share of the target spread over all classes")
+    group.add_argument("--class_num", type=int, help="classes of the classifier (default: those of --data_dir)")
+    group.add_argument(
+        "--copies", type=int, default=3, help="times that a picture is in a batch, each augmented in another way"
+    )
+    group.add_argument(
+        "--retrieval_loss", choices=RETRIEVAL_LOSSES, default="margin", help="on pairs of copies, or on triplets"
+    )
+    group.add_argument("--alpha", type=float, default=0.2, help="margin, of distances or (triplet) of squared ones")
+    group.add_argument("--beta", type=float, default=1.2, help="first border between pairs of the margin loss; learnt")
+    group.add_argument("--mining", choices=MINING_RULES, default="batch_hard", help="which triplets count")
+    group.add_argument(
+        "--mining_scope",
+        choices=MINING_SCOPES,
+        default="tower",
+        help="where negatives come from: this tower's pictures, or those of all towers",
+    )
+    group.add_argument("--gem_p", type=float, default=3.0, help="power of GeM pooling; 1 is the average")
+    group.add_argument("--learn_gem_p", action="store_true", help="train that power too")
+    group.add_argument("--autoaugment", action="store_true", help="AutoAugment's ImageNet policy, after crop and flip")
+    group.add_argument(
+        "--lighting",
+        type=float,
+        default=0.0,
+        help="deviation of colour noise along ImageNet's axes; MultiGrain's is 0.1",
+    )
+    group = parser.add_argument_group("validation of the three grains")
+    group.add_argument("--val_dir", type=Path, help="other pictures of the classes: DIR/Class/picture.jpg")
+    group.add_argument("--holidays_dir", type=Path, help="instances as INRIA Holidays: DIR/100000.jpg, 100001.jpg ...")
+    group.add_argument("--copydays_dir", type=Path, help="copies as Copydays: DIR/original, DIR/strong ...")
+    group.add_argument("--distractors", type=Path, help="pictures put beside the originals of --copydays_dir")
 
 
 def add_network(parser: Parser, *, network: str, embedding_size: int) -> None:

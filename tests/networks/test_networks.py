@@ -10,9 +10,6 @@ from towers.networks.layers import BatchNormalization
 from towers.networks.mnasnet import mnasnet
 from towers.networks.small import first_stride
 
-# r34 to r200 differ from r18 in the number of units only.
-VARIED = [name for name in NETWORKS if name not in UNITS or name == "r18"]
-
 
 def pictures(count, size, seed=0):
     return np.random.default_rng(seed).integers(0, 256, (count, size, size, 3)).astype("uint8")
@@ -22,20 +19,31 @@ def count(variables):
     return sum(int(np.prod(variable.shape)) for variable in variables)
 
 
-@pytest.fixture(scope="module")
-def networks():
-    """The networks in float64, at its least size and with dropout: made once, because the large ones take seconds."""
-    keras.mixed_precision.set_dtype_policy("float64")
-    yield {
-        name: build(
+# Deep variants of a network that the quick tests see in a shallower form; r34 to r200 are r18 with more units.
+DEEP = ("resnet50", "resnet101", "se_resnet50")
+NAMES = [name for name in NETWORKS if name not in UNITS or name == "r18"]
+NAMES = [pytest.param(name, marks=pytest.mark.slow) if name in DEEP else name for name in NAMES]
+
+
+class Networks(dict):
+    """Networks in float64, at their least size and with dropout: made once, when they are first asked for."""
+
+    def __missing__(self, name):
+        keras.mixed_precision.set_dtype_policy("float64")
+        network = NETWORKS[name]
+        self[name] = build(
             name,
-            image_size=NETWORKS[name].least_image_size,
-            embedding_size=NETWORKS[name].embedding_size or 512,
+            image_size=network.least_image_size,
+            embedding_size=network.embedding_size or 512,
             keep_probability=0.8,
         )
-        for name in VARIED
-    }
-    keras.mixed_precision.set_dtype_policy("float32")
+        keras.mixed_precision.set_dtype_policy("float32")
+        return self[name]
+
+
+@pytest.fixture(scope="module")
+def networks():
+    return Networks()
 
 
 def mobilefacenet_parameters(width, second_conv, map_size, embedding_size, embedding_bn):
@@ -232,14 +240,14 @@ def test_small_fits_its_first_stride_to_the_picture(size, stride, last):
     assert 0.4e6 < count(network.trainable_variables) < 0.6e6
 
 
-@pytest.mark.parametrize("name", VARIED)
+@pytest.mark.parametrize("name", NAMES)
 def test_paths_are_unique(networks, name):
     paths = [variable.path for variable in networks[name].variables]
     assert len(set(paths)) == len(paths)
     assert all(path.count("/") == 1 for path in paths)
 
 
-@pytest.mark.parametrize("name", VARIED)
+@pytest.mark.parametrize("name", NAMES)
 def test_float64_is_float64_throughout(networks, name):
     network = networks[name]
     size = network.input_shape[1]
@@ -261,10 +269,12 @@ def test_float64_is_float64_throughout(networks, name):
     assert None not in traced.structured_outputs
 
 
-@pytest.mark.parametrize("name", VARIED)
+@pytest.mark.parametrize("name", NAMES)
 def test_embeddings_and_dropout_in_training_only(networks, name):
     network = networks[name]
-    last = ["dropout"] if NETWORKS[name].embedding_size else ["dropout", "embedding", "embedding_bn"]
+    # A pooled map of the right width is the embedding itself.
+    pooled = network.get_layer("dropout").input.shape[-1] == 512 and "gem_p" in NETWORKS[name].own
+    last = ["dropout"] if pooled or NETWORKS[name].embedding_size else ["dropout", "embedding", "embedding_bn"]
     assert [layer.name for layer in network.layers][-len(last) :] == last
     assert network.get_layer("dropout").rate == pytest.approx(0.2)
     images = pictures(2, network.input_shape[1])
@@ -367,7 +377,7 @@ def test_seed_decides_the_first_weights():
             assert not np.array_equal(a, c)
 
 
-@pytest.mark.parametrize("name", VARIED)
+@pytest.mark.parametrize("name", NAMES)
 def test_roles_of_variables(networks, name):
     """Kernels are all that has more than one axis; Inception-ResNet has biases too."""
     network = networks[name]

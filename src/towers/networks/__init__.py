@@ -8,12 +8,14 @@ import keras
 
 from ..errors import UserError
 from .embedding import EMBEDDING_HEADS
+from .gem import check_p
 from .googlenet import EMBEDDING_SIZE, LEAST_IMAGE_SIZE, NORMS, googlenet
 from .inception_resnet_v1 import inception_resnet_v1
 from .iresnet import UNITS, iresnet
 from .layers import STANDARDIZATIONS
 from .mnasnet import mnasnet
 from .mobilefacenet import mobilefacenet, mobilefacenet_y1
+from .resnet import RESNETS
 from .roles import decayed_variables, moving_statistics
 from .small import small
 
@@ -30,7 +32,7 @@ __all__ = [
 
 
 class Network(NamedTuple):
-    """How a network is made, and what it asks for.
+    """How a network is made, and what it asks for. One with GeM pooling takes pictures of any size and shape.
 
     Attributes:
       make: makes the network from the arguments of ``build`` that all networks have.
@@ -64,6 +66,7 @@ NETWORKS = {
     "mobilefacenet_y1": Network(mobilefacenet_y1, 48, own=_GDC),
     **{name: Network(partial(iresnet, units=units), 28, own={"embedding_head": "E"}) for name, units in UNITS.items()},
     "small": Network(small, 28),
+    **{name: Network(make, 32, own={"gem_p": 3.0, "learn_gem_p": False}) for name, make in RESNETS.items()},
 }
 # InsightFace's names of networks that have another one here.
 ALIASES = {"mbf": "mobilefacenet", "y1": "mobilefacenet_y1"}
@@ -73,7 +76,7 @@ _CHOICES = {"norm": NORMS, "embedding_head": tuple(EMBEDDING_HEADS)}
 def build(
     name: str,
     *,
-    image_size: int,
+    image_size: int | None,
     embedding_size: int,
     keep_probability: float = 1.0,
     sync_bn: bool = False,
@@ -82,6 +85,8 @@ def build(
     auxiliary: bool = False,
     norm: str | None = None,
     embedding_head: str | None = None,
+    gem_p: float | None = None,
+    learn_gem_p: bool | None = None,
 ) -> keras.Model:
     """Make a network from pictures [b, H, W, 3] of values 0..255 to embeddings [b, D], not normalised.
 
@@ -90,7 +95,7 @@ def build(
     (seed, layer, shape) only.
 
     Args:
-      image_size: H = W, in pixels.
+      image_size: H = W, in pixels; None, for networks with GeM pooling: any H and W.
       embedding_size: D.
       keep_probability: share of values that dropout keeps before the embedding layer; 1: no dropout.
       sync_bn: whether batch normalisation takes the statistics of all towers in training.
@@ -99,6 +104,7 @@ def build(
         training; ``inference`` is the network without them.
       norm: googlenet: one of ``NORMS``; None: bn.
       embedding_head: networks of InsightFace: one of ``EMBEDDING_HEADS`` in place of the network's own; None: its own.
+      gem_p: networks with GeM pooling: its power, 3 where it is not given; learn_gem_p: whether it is a weight.
 
     Raises:
       UserError: an unknown name, head or standardisation, a value out of range, or one that this network has not.
@@ -108,7 +114,10 @@ def build(
         raise UserError(f"--network {name}: unknown; choose one of {', '.join(NETWORKS)}")
     network = NETWORKS[name]
     least = network.least_image_size
-    if image_size < least:
+    if image_size is None and "gem_p" not in network.own:
+        pooled = ", ".join(other for other, entry in NETWORKS.items() if "gem_p" in entry.own)
+        raise UserError(f"--network {name}: takes pictures of one size only; those of any size: {pooled}")
+    if image_size is not None and image_size < least:
         raise UserError(
             f"--image_size {image_size}: network {name} takes pictures of {least} pixels or more{network.why}"
         )
@@ -123,10 +132,12 @@ def build(
         raise UserError(f"--keep_probability {keep_probability}: must be above 0 and at most 1")
     if standardization not in STANDARDIZATIONS:
         raise UserError(f"standardization {standardization}: choose one of {', '.join(STANDARDIZATIONS)}")
-    given = {"norm": norm, "embedding_head": embedding_head}
+    given = {"norm": norm, "embedding_head": embedding_head, "gem_p": gem_p, "learn_gem_p": learn_gem_p or None}
     own = _own_arguments(name, network, {argument: value for argument, value in given.items() if value is not None})
     if "auxiliary" in own:
         own["auxiliary"] = auxiliary
+    if "gem_p" in own:
+        check_p(own["gem_p"])
     if sync_bn and own.get("norm", "bn") != "bn":
         raise UserError(f"--sync_bn with --norm {norm}: there is no batch normalisation to synchronise; leave one out")
     return network.make(image_size, embedding_size, keep_probability, sync_bn, standardization, seed, **own)

@@ -45,7 +45,7 @@ class Standardization(keras.layers.Layer):
         if self.kind == "fixed":
             return (inputs - 127.5) / 128
         mean, variance = tf.nn.moments(inputs, [1, 2, 3], keepdims=True)
-        count = inputs.shape[1] * inputs.shape[2] * inputs.shape[3]
+        count = tf.cast(tf.reduce_prod(tf.shape(inputs)[1:]), inputs.dtype)
         return (inputs - mean) / tf.maximum(tf.sqrt(variance), count**-0.5)
 
     def get_config(self):

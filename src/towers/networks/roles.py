@@ -2,11 +2,13 @@
 
 import keras
 
+from .gem import GeM
 from .layers import BatchNormalization, PReLU
 
 UNDECAYED_LAYERS = (
     BatchNormalization,
     PReLU,
+    GeM,
     keras.layers.BatchNormalization,
     keras.layers.LayerNormalization,
     keras.layers.PReLU,
@@ -14,10 +16,10 @@ UNDECAYED_LAYERS = (
 
 
 def decayed_variables(network: keras.Model) -> list[keras.Variable]:
-    """Trainable variables that get weight decay: kernels, but no biases, gammas, betas or slopes.
+    """Trainable variables that get weight decay: kernels, but no biases, gammas, betas, slopes or powers of GeM.
 
     The rule goes by the type of the layer, and is facenet's (no decay of biases and of batch normalisation) with PReLU
-    added.
+    and GeM added.
     """
     return [
         variable
