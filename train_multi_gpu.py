@@ -13,7 +13,6 @@ from pathlib import Path
 from towers import networks, options
 from towers.datasets.audit import Audit
 from towers.datasets.order import Order
-from towers.errors import UserError
 from towers.heads.replicated import ReplicatedHead
 from towers.heads.sharded import ShardedHead
 from towers.losses.margin import NormStatistics
@@ -22,7 +21,6 @@ from towers.runs import dry_run, head_memory, pair_sets, pictures, plan, run, se
 from towers.training import margins, optimizers
 
 LOSS_OPTIONS = "loss margin_m1 margin_m2 margin_m3 scale sub_centres interclass_filtering_threshold logits_chunk"
-DEFAULT_SAMPLE_RATE = 0.1
 
 
 def make_parser() -> options.Parser:
@@ -41,24 +39,13 @@ def make_parser() -> options.Parser:
     return parser
 
 
-def checked_sample_rate(arguments) -> float | None:
-    if not arguments.dry_run and (arguments.identities or arguments.card_memory):
-        raise UserError(
-            "--identities and --card_memory tell what --dry_run shall reckon with; add it, or leave them out"
-        )
-    if arguments.head == "sampled":
-        return DEFAULT_SAMPLE_RATE if arguments.sample_rate is None else arguments.sample_rate
-    if arguments.sample_rate is not None:
-        raise UserError(f"--sample_rate {arguments.sample_rate} needs --head sampled, not {arguments.head}")
-    return None
-
-
 def main(arguments) -> None:
     pick = partial(options.pick, arguments)
     if arguments.synthetic:
         vars(arguments).update(pictures.embedded_data_set(Path(__file__).parent))
     loss = margins.chosen_loss(**pick(LOSS_OPTIONS))
-    sample_rate = checked_sample_rate(arguments)
+    sample_rate = margins.chosen_sample_rate(**pick("head sample_rate"))
+    head_memory.check_options(**pick("identities card_memory dry_run"))
     source, _, _ = pictures.training_pictures(**pick(pictures.SOURCE_OPTIONS))
     towers = run.set_up(**pick("towers reduction precision deterministic seed"))
     steps = plan.plan_steps(len(source), towers.num_towers, where=str(arguments.data_dir), **pick(plan.STEP_OPTIONS))
@@ -67,7 +54,7 @@ def main(arguments) -> None:
 
     sizes = {
         "image_size": arguments.image_size,
-        "load_size": pictures.load_size(**pick("load_size image_size random_crop")),
+        "load_size": pictures.load_size(**pick(pictures.LOAD_OPTIONS)),
     }
     network_arguments = run.network_arguments(**pick(run.NETWORK_OPTIONS))
     dtype = "float64" if arguments.precision == "float64" else "float32"
@@ -120,6 +107,7 @@ def main(arguments) -> None:
         other_state=head.variables() | (statistics.variables() if statistics else {}),
         learning_rate=learning_rate,
         load_size=sizes["load_size"],
+        crop=pictures.resized_crop(**pick(pictures.CROP_OPTIONS)),
         float16=arguments.precision == "float16",
         validators=validators,
         options=options.recorded(arguments),

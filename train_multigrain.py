@@ -44,7 +44,7 @@ def main(arguments) -> None:
 
     sizes = {
         "image_size": arguments.image_size,
-        "load_size": pictures.load_size(**pick("load_size image_size random_crop")),
+        "load_size": pictures.load_size(**pick(pictures.LOAD_OPTIONS)),
     }
     network_arguments = run.network_arguments(**pick(f"{run.NETWORK_OPTIONS} gem_p learn_gem_p"))
     with towers.scope():
@@ -88,6 +88,7 @@ def main(arguments) -> None:
         other_state=head.variables() | (border.variables() if with_border else {}),
         learning_rate=learning_rate,
         load_size=sizes["load_size"],
+        crop=pictures.resized_crop(**pick(pictures.CROP_OPTIONS)),
         float16=arguments.precision == "float16",
         validators=validators,
         options=options.recorded(arguments),

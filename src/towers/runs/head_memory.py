@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import tensorflow as tf
 
+from ..errors import UserError
+
 # Copies of the touched rows at the peak of a step: their gradient, what it is made from, and what replaces it.
 ROW_COPIES = 3
 # Copies of the logits at the peak of a step: cosines, logits, shares, and their gradient.
@@ -24,6 +26,14 @@ class HeadMemory:
     @property
     def total(self) -> int:
         return self.weights + self.momentum + self.rows + self.logits
+
+
+def check_options(*, identities: int | None, card_memory: float | None, dry_run: bool) -> None:
+    """Raise UserError for what only ``--dry_run`` reckons with, given to a run that trains."""
+    if (identities or card_memory) and not dry_run:
+        raise UserError(
+            "--identities and --card_memory tell what --dry_run shall reckon with; add it, or leave them out"
+        )
 
 
 def head_memory(

@@ -20,6 +20,7 @@ FIXED_MARGINS = {
 }
 LOSSES = ("softmax", *FIXED_MARGINS, "adaface", "magface")
 DEFAULT_SCALE = 64.0
+DEFAULT_SAMPLE_RATE = 0.1
 MAGFACE_PENALTY = 35.0
 
 
@@ -84,6 +85,19 @@ def chosen_loss(
         scale=scale, sub_centres=sub_centres, filter_above=interclass_filtering_threshold, chunk=logits_chunk
     )
     return MarginLoss(loss, form, margins)
+
+
+def chosen_sample_rate(head: str, sample_rate: float | None) -> float | None:
+    """The share of the classes that ``--head sampled`` draws for a step; None for the other heads.
+
+    Raises:
+      UserError: a share for a head that draws none.
+    """
+    if head == "sampled":
+        return DEFAULT_SAMPLE_RATE if sample_rate is None else sample_rate
+    if sample_rate is not None:
+        raise UserError(f"--sample_rate {sample_rate} needs --head sampled, not {head}")
+    return None
 
 
 def make_objective(
