@@ -25,9 +25,9 @@ if [ -n "$data" ]; then
   if [ ! -d "$data/train" ]; then fail "DATA=$data has no train/; give a folder with train/ and val/, a folder a class in each"; fi
   options=(
     --data_dir "$data/train"
-    --network resnet50 --embedding_size 2048 --gem_p 3 --image_size 224 --load_size 256
+    --network resnet50 --embedding_size 2048 --gem_p 3 --image_size 224
     --classification_weight 0.5 --copies 3 --batch_size 516 --epoch_size 4966 --max_epochs 120
-    --random_crop --random_flip --lighting 0.1
+    --random_resized_crop --random_flip --random_color 0.3 --lighting 0.1
     --optimizer MOM --learning_rate 0.2 --weight_decay 1e-4
     --learning_rate_schedule exponential --learning_rate_decay_epochs 30 --learning_rate_decay_factor 0.1
     --validate_every_n_epochs 5 --checkpoint_every_n_steps 4966

@@ -6,14 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 from ..datasets.autoaugment import autoaugment as apply_policy
-from ..datasets.folder import PathSource, Source, read_folder
+from ..datasets.folder import Source
 from ..datasets.lighting import check_lighting, light
 from ..distribution import Towers
-from ..errors import BadData, UserError
+from ..errors import UserError
 from . import pictures, retrieval, validation
 
 AUGMENTATION_OPTIONS = f"{pictures.AUGMENTATION_OPTIONS} autoaugment lighting"
@@ -98,7 +97,7 @@ def validators(
         raise UserError("--distractors are put beside the originals of --copydays_dir; give it too")
     found = []
     if val_dir is not None:
-        source, labels = validation_pictures(val_dir, class_names)
+        source, labels = pictures.labelled_pictures(val_dir, class_names)
         found.append(validation.classes_validator(towers, network, source, labels, head, **sizes))
     if holidays_dir is not None:
         found.append(retrieval.retrieval_validator(towers, network, "holidays", holidays_dir, **sizes))
@@ -107,21 +106,3 @@ def validators(
             retrieval.retrieval_validator(towers, network, "copydays", copydays_dir, distractors=distractors, **sizes)
         )
     return found
-
-
-def validation_pictures(val_dir: Path, class_names: list[str]) -> tuple[PathSource, np.ndarray]:
-    """The pictures of a folder of class folders, and their labels among ``class_names``, by name.
-
-    Raises:
-      BadData: a class that is not trained.
-    """
-    source = read_folder(val_dir)
-    number = {name: label for label, name in enumerate(class_names)}
-    strangers = [name for name in source.class_names if name not in number]
-    if strangers:
-        raise BadData(
-            f"{val_dir}: {len(strangers)} class(es) are not trained, such as {strangers[0]}; "
-            "class folders must have the names of the training folder's"
-        )
-    labels = np.array([number[name] for name in source.class_names], np.int64)[source.labels]
-    return PathSource([source.where(record) for record in range(len(source))]), labels
