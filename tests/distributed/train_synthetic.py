@@ -44,7 +44,7 @@ def main(
     weight_decay=5e-4,
     center_loss_factor=0.1,
     poison=None,
-    norm="bn",
+    norm=None,
     prelogits_norm_loss_factor=1e-3,
     auxiliary=False,
     auxiliary_loss_factor=0.3,
