@@ -158,5 +158,5 @@ def test_wrong_requests_are_refused(changes, part):
 
 
 def test_lrn_is_for_googlenet():
-    with pytest.raises(UserError, match="network small has its own only; it can be chosen for googlenet"):
+    with pytest.raises(UserError, match="network small has no such choice; these have it: googlenet"):
         build("small", image_size=28, embedding_size=4, norm="lrn")

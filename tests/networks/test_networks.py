@@ -286,8 +286,9 @@ def test_embeddings_and_dropout_in_training_only(networks, name):
         if isinstance(layer, BatchNormalization):
             layer.trainable = False
     dropped = network(images, training=True).numpy()
-    assert not np.allclose(dropped, embeddings)
-    assert not np.allclose(dropped, network(images, training=True))
+    # Relative: at first the embeddings of some networks are tiny.
+    assert not np.allclose(dropped, embeddings, atol=0)
+    assert not np.allclose(dropped, network(images, training=True), atol=0)
     network.trainable = True
 
 
@@ -384,7 +385,7 @@ def test_roles_of_variables(networks, name):
     decayed = {variable.path for variable in decayed_variables(network)}
     assert decayed == {variable.path for variable in network.variables if len(variable.shape) > 1}
     statistics = [variable.path.split("/") for variable in moving_statistics(network)]
-    norms = [layer.name for layer in network.layers if layer.name.endswith("_bn")]
+    norms = [layer.name for layer in network.layers if isinstance(layer, BatchNormalization)]
     assert statistics == [[norm, part] for norm in norms for part in ("moving_mean", "moving_variance")]
 
 
@@ -406,7 +407,7 @@ def test_roles_go_by_the_type_of_the_layer():
         ("r18", {"image_size": 27}, "28 pixels"),
         ("mnas05", {"image_size": 27}, "28 pixels"),
         ("r18", {"embedding_head": "Z"}, "E, F, FC"),
-        ("small", {"embedding_head": "E"}, "its own only; it can be chosen for mnas05"),
+        ("small", {"embedding_head": "E"}, "no such choice; these have it: mnas05"),
         ("small", {"image_size": 27}, "28 pixels"),
         ("mobilefacenet", {"image_size": 47}, "48 pixels"),
         ("mobilefacenet_y1", {"image_size": 47}, "48 pixels"),

@@ -130,7 +130,7 @@ def test_learnt_p_is_trained_and_not_decayed():
 
 def test_networks_without_gem_refuse_its_options():
     for options in ({"gem_p": 3.0}, {"learn_gem_p": True}, {"image_size": None}):
-        with pytest.raises(UserError, match="no GeM pooling.*resnet50"):
+        with pytest.raises(UserError, match="network small.*resnet50"):
             build("small", **{"image_size": 28, "embedding_size": 8, **options})
 
 

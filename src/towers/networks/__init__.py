@@ -148,7 +148,7 @@ def _own_arguments(name: str, network: Network, given: dict) -> dict:
     for argument, value in given.items():
         if argument not in network.own:
             having = ", ".join(other for other, entry in NETWORKS.items() if argument in entry.own)
-            raise UserError(f"--{argument} {value}: network {name} has its own only; it can be chosen for {having}")
+            raise UserError(f"--{argument} {value}: network {name} has no such choice; these have it: {having}")
         if argument in _CHOICES and value not in _CHOICES[argument]:
             raise UserError(f"--{argument} {value}: unknown; choose one of {', '.join(_CHOICES[argument])}")
     return {**network.own, **given}
