@@ -171,11 +171,14 @@ def test_more_points_than_the_probed_cells_hold(points):
 def test_cells_follow_centres_that_moved(points):
     before = ivf.build(points)
     moved = unit(points + np.random.default_rng(5).normal(0, 0.1, points.shape))
-    after = ivf.build(moved, previous=before)
+    after = ivf.build(moved, previous=before, probes=16)
     assert after.cells.shape == before.cells.shape
     assert not np.array_equal(after.cells, before.cells)
     queries = near(moved, 64)
-    assert recall(after.search(queries, 10)[0], best_by_sorting(moved, queries, 10)[0]) > 0.9
+    expected = best_by_sorting(moved, queries, 10)[0]
+    followed = recall(after.search(queries, 10)[0], expected)
+    anew = recall(ivf.build(moved, probes=16).search(queries, 10)[0], expected)
+    assert followed > max(0.9, anew - 0.03)
 
 
 @pytest.mark.parametrize(
