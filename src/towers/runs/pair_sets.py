@@ -7,7 +7,6 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from ..datasets.folder import PathSource
 from ..distribution import Towers
 from ..errors import UserError
 from ..evaluation.verification import evaluate_pairs
@@ -52,7 +51,7 @@ def read_pair_sets(
     sets = []
     for name, folder, pairs in given:
         found = read_lfw(folder, pairs, lfw_nrof_folds)
-        sets.append(PairSet(name, PathSource(found.paths), found.pairs, found.same, found.fold_ids))
+        sets.append(PairSet(name, found.source, found.pairs, found.same, found.fold_ids))
     return sets
 
 
