@@ -7,7 +7,7 @@ from conftest import make_faces, run_python
 SLOW_DISK = """
 import runpy, sys, time
 from towers.datasets import folder
-read = folder._read_file
+read = folder.read_file
 reads = 0
 
 def slow(path):
@@ -17,7 +17,7 @@ def slow(path):
         time.sleep(600)
     return read(path)
 
-folder._read_file = slow
+folder.read_file = slow
 sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
