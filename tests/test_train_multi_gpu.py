@@ -19,6 +19,11 @@ def faces(tmp_path_factory):
     return make_faces(tmp_path_factory.mktemp("faces"))
 
 
+# Classes: 6. A batch may hold all of them, so that the rate is 1 and negatives come from the order of the draw.
+SAMPLED = ["--head", "sampled", "--sample_rate", "1", "--accumulate", "2", "--loss", "cosface", "--towers", "2"]
+SAMPLED += ["--clip_norm", "5"]
+
+
 def train(faces, run_dir, *options, check=True):
     command = ("train_multi_gpu.py", "--data_dir", faces / "train", "--run_dir", run_dir, *SMALL, *options)
     return run_python(*command, check=check)
@@ -28,9 +33,7 @@ def train(faces, run_dir, *options, check=True):
 def trained(faces, tmp_path_factory):
     """Three steps on two towers with a sampled head, parts of batches and a validation at every second step."""
     run_dir = tmp_path_factory.mktemp("runs") / "sampled"
-    # Classes: 6. A batch may hold all of them, so that the rate is 1 and negatives come from the order of the draw.
-    options = ["--head", "sampled", "--sample_rate", "1", "--accumulate", "2", "--loss", "cosface", "--towers", "2"]
-    options += ["--lfw_dir", faces / "lfw", "--lfw_pairs", faces / "pairs.txt", "--verbose", "2", "--clip_norm", "5"]
+    options = [*SAMPLED, "--lfw_dir", faces / "lfw", "--lfw_pairs", faces / "pairs.txt", "--verbose", "2"]
     result = train(faces, run_dir, *options, "--max_steps", "3", "--val_sets", faces / "lfw", check=False)
     assert result.returncode == 2
     assert "lfw, lfw are not all different" in result.stderr
@@ -79,8 +82,9 @@ def test_a_checkpoint_of_another_class_count_is_refused(trained, faces, tmp_path
     shutil.copytree(run_dir, tmp_path / "run")
     shutil.copytree(faces / "train", tmp_path / "train")
     shutil.copytree(tmp_path / "train" / "Train_0", tmp_path / "train" / "Train_9")
-    result = train(faces, tmp_path / "run", "--data_dir", tmp_path / "train", "--max_steps", "5", check=False)
-    assert result.returncode == 65
+    options = [*SAMPLED, "--data_dir", tmp_path / "train", "--max_steps", "5", "--verbose", "2"]
+    result = train(faces, tmp_path / "run", *options, check=False)
+    assert result.returncode == 65, result.stderr
     assert "was trained on other pictures" in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
 
