@@ -168,8 +168,13 @@ def test_evaluation_repeats_the_validation(trained, grains, tmp_path):
 
 
 @pytest.mark.slow
-def test_evaluation_of_whole_pictures_with_another_power(trained, grains):
+def test_evaluation_of_whole_pictures_with_another_power(trained, grains, tmp_path):
     run_dir, _ = trained
+    result = run_python(
+        *("validate_on_images.py", "--model", run_dir, "--data_dir", grains / "val", "--longest_side", "48"),
+        *("--gem_p", "4", "--out_dir", tmp_path),
+    )
+    assert "3 classes" in result.stdout
     result = evaluate(
         *(run_dir, "--protocol", "folder", "--data_dir", grains / "val", "--longest_side", "48", "--gem_p", "4")
     )

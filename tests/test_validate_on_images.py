@@ -103,6 +103,31 @@ def test_the_model_folder_holds_the_classifier_and_faces_do_not_mind(trained, im
     assert "Accuracy: " in run_python("validate_on_lfw.py", "--model", run_dir, *pairs).stdout
 
 
+def test_another_resolution(trained, images, tmp_path):
+    """Against one picture at a time."""
+    run_dir, _ = trained
+    options = ["--image_size", "32", "--load_size", "40", "--json", tmp_path / "f.json", "--out_dir", tmp_path / "out"]
+    validate("--model", run_dir, *options)
+    folder, facts = export.read_facts(run_dir)
+    classifier, model = export.read_classifier(folder, facts), export.read_model(folder, image_size=32)
+    losses = []
+    for label, name in enumerate(classifier.class_names):
+        for path in sorted((images / "test" / name).iterdir()):
+            picture = cv2.cvtColor(cv2.imread(str(path)), cv2.COLOR_BGR2RGB)
+            interpolation = cv2.INTER_AREA if len(picture) > 40 else cv2.INTER_LINEAR
+            crop = cv2.resize(picture, (40, 40), interpolation=interpolation)[4:36, 4:36].astype(np.float32)
+            logits = classifier.weights @ model.network(crop[None])[0].numpy() + classifier.bias
+            losses.append(np.log(np.exp(logits - logits.max()).sum()) + logits.max() - logits[label])
+    assert json.loads((tmp_path / "f.json").read_text())["cross_entropy"] == pytest.approx(np.mean(losses), rel=1e-4)
+
+
+def test_sizes_that_contradict_each_other(trained):
+    both = validate("--model", trained[0], "--longest_side", "44", "--image_size", "32", check=False)
+    assert (both.returncode, "--longest_side takes whole pictures" in both.stderr) == (2, True)
+    whole = validate("--model", trained[0], "--longest_side", "44", check=False)
+    assert (whole.returncode, "takes pictures of one size only" in whole.stderr) == (2, True)
+
+
 def test_unreadable_and_odd_pictures(trained, images, tmp_path):
     run_dir, _ = trained
     shutil.copytree(images / "test", tmp_path / "test")

@@ -3,8 +3,8 @@ import numpy as np
 import pytest
 
 from towers import export, networks
-from towers.datasets.folder import read_folder
-from towers.errors import UserError
+from towers.datasets.folder import PathSource, read_folder
+from towers.errors import BadData, UserError
 from towers.runs.gem_choice import choose_pictures, compare_powers, pooled_by
 from towers.runs.retrieval import embed_whole
 
@@ -71,8 +71,13 @@ def test_whole_pictures_keep_their_shape(source, tmp_path):
     network = networks.build("resnet10", image_size=None, embedding_size=512, seed=1)
     paths = [source.where(record) for record in range(2)]
     (tmp_path / "broken.png").write_bytes(b"no picture")
-    rows, bad = embed_whole(network, [*paths, str(tmp_path / "broken.png")], longest_side=45)
+    three = PathSource([*paths, tmp_path / "broken.png"])
+    rows, bad = embed_whole(network, three, longest_side=45)
     assert list(bad) == [2]
+    with pytest.raises(BadData, match="broken"):
+        embed_whole(network, three, longest_side=45, max_bad_fraction=0.3)
+    with pytest.raises(UserError, match="--longest_side 0"):
+        embed_whole(network, three, longest_side=0)
     for path, row in zip(paths, rows, strict=False):
         picture = cv2.cvtColor(cv2.imread(path), cv2.COLOR_BGR2RGB)
         resized = cv2.resize(picture, (45, 35), interpolation=cv2.INTER_AREA)

@@ -14,6 +14,7 @@ from ..distribution import Towers
 from ..errors import BadData, StorageError
 from ..evaluation.classification import TOP, Classification, class_rows, classify
 from .pictures import labelled_pictures
+from .retrieval import embed_whole
 from .validation import embed_source
 
 SHEET_PICTURES = 40
@@ -42,25 +43,33 @@ def validate(
     load_size: int,
     batch_size: int,
     max_bad_fraction: float,
+    longest_side: int | None = None,
 ) -> ImageValidation:
     """Classify every picture of ``data_dir`` once.
 
     Args:
+      image_size, load_size: the centre square of image_size out of a shorter side of load_size.
       batch_size: images of a tower in a step.
+      longest_side: whole pictures of this longest side instead, one at a time.
 
     Raises:
       BadData: a class that was not trained, or more than ``max_bad_fraction`` of the pictures are unreadable.
     """
     source, labels = labelled_pictures(data_dir, classifier.class_names)
-    embeddings, unreadable = embed_source(
-        towers,
-        network,
-        source,
-        image_size=image_size,
-        load_size=load_size,
-        batch_size=batch_size,
-        max_bad_fraction=max_bad_fraction,
-    )
+    if longest_side is None:
+        embeddings, unreadable = embed_source(
+            towers,
+            network,
+            source,
+            image_size=image_size,
+            load_size=load_size,
+            batch_size=batch_size,
+            max_bad_fraction=max_bad_fraction,
+        )
+    else:
+        embeddings, unreadable = embed_whole(
+            network, source, longest_side=longest_side, max_bad_fraction=max_bad_fraction
+        )
     readable = np.setdiff1d(np.arange(len(source)), list(unreadable))
     if not len(readable):
         raise BadData(f"{data_dir}: none of its {len(source)} pictures can be read; take another copy")

@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from .. import export
-from ..datasets.decoding import BadPicture
+from ..datasets.decoding import BadPicture, Quarantine
 from ..datasets.folder import PathSource, read_folder
 from ..distribution import Towers
 from ..errors import BadData, UserError
@@ -125,7 +125,9 @@ def measure(protocol: str, pictures: RetrievalSet, embeddings: np.ndarray) -> tu
     return figures, remarks
 
 
-def embed_whole(network: keras.Model, paths: list[str], *, longest_side: int) -> tuple[np.ndarray, dict[int, str]]:
+def embed_whole(
+    network: keras.Model, source, *, longest_side: int, max_bad_fraction: float = 1.0
+) -> tuple[np.ndarray, dict[int, str]]:
     """Embeddings of whole pictures, their longest side brought to ``longest_side`` pixels and nothing cropped.
 
     MultiGrain's rectangular evaluation: one picture at a time, for no two need be of one shape.
@@ -134,26 +136,33 @@ def embed_whole(network: keras.Model, paths: list[str], *, longest_side: int) ->
       network: one that takes any size (``networks.build`` with image_size None).
 
     Returns:
-      ([N, D]; place -> reason of each picture that cannot be read, whose row is zero).
+      ([N, D]; record -> reason of each picture that cannot be read, whose row is zero).
+
+    Raises:
+      UserError: a side below 1. BadData: more than ``max_bad_fraction`` of the pictures are unreadable.
     """
+    if longest_side < 1:
+        raise UserError(f"--longest_side {longest_side}: must be 1 or more pixels")
 
     @tf.function(input_signature=[tf.TensorSpec([1, None, None, 3], tf.uint8)], autograph=False)
     def embed(images):
         return network(tf.cast(images, network.compute_dtype), training=False)
 
-    rows, bad = np.zeros((len(paths), network.output_shape[-1]), np.float32), {}
-    for place, path in enumerate(paths):
+    rows = np.zeros((len(source), network.output_shape[-1]), np.float32)
+    quarantine = Quarantine(source)
+    for record in range(len(source)):
         try:
-            picture = read_picture(path)
+            picture = read_picture(source.where(record))
         except BadPicture as error:
-            bad[place] = str(error)
+            quarantine.add(record, str(error))
             continue
         height, width = picture.shape[:2]
         scale = longest_side / max(height, width)
         size = max(1, round(width * scale)), max(1, round(height * scale))
         picture = cv2.resize(picture, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
-        rows[place] = embed(picture[None])[0]
-    return rows, bad
+        rows[record] = embed(picture[None])[0]
+    quarantine.check(max_bad_fraction)
+    return rows, quarantine.bad
 
 
 def evaluate(
@@ -182,18 +191,19 @@ def evaluate(
     Raises:
       BadData: pictures that cannot be read: a figure without them would not be the protocol's.
     """
+    source = PathSource(pictures.paths)
     if longest_side is None:
         embeddings, bad = embed_source(
             towers,
             network,
-            PathSource(pictures.paths),
+            source,
             image_size=image_size,
             load_size=load_size,
             batch_size=batch_size,
             max_bad_fraction=1.0,
         )
     else:
-        embeddings, bad = embed_whole(network, pictures.paths, longest_side=longest_side)
+        embeddings, bad = embed_whole(network, source, longest_side=longest_side)
     if bad:
         first = min(bad)
         raise BadData(
