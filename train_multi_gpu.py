@@ -1,7 +1,7 @@
 """Train a face embedding on very many identities: margin losses, the class weights split over the towers.
 
 python train_multi_gpu.py --synthetic --network small --image_size 64 --embedding_size 128 --towers 2
-python train_multi_gpu.py --dataset emore --network r100 --loss arcface --lfw_dir LFW --lfw_pairs pairs.txt
+python train_multi_gpu.py --dataset emore --network r100 --loss arcface --val_sets faces_emore/{lfw,cfp_fp,agedb_30}.bin
 python train_multi_gpu.py --data_dir FACES --loss cosface --head sampled --sample_rate 0.1 --towers 8 --batch_size 512
 python train_multi_gpu.py --data_dir FACES --head selected --num_selected 1000 --selector forest
 python train_multi_gpu.py --data_dir FACES --towers 8 --identities 1000000 --card_memory 11 --dry_run

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # InsightFace's example 2: CosFace with LResNet50E-IR, class weights split over the towers.
 #
-#   DATA=datasets/faces_emore LFW_DIR=lfw LFW_PAIRS=pairs.txt bash scripts/insightface_r50_cosface.sh
+#   DATA=datasets/faces_emore bash scripts/insightface_r50_cosface.sh --val_sets datasets/faces_emore/{lfw,cfp_fp,agedb_30}.bin
 #
 # Theirs: python -u train.py --network r50 --loss cosface --dataset emore
 # Data: MS1MV2 (faces_emore), 85,742 identities, 5.8 M pictures of 112 px; without DATA the embedded data set.

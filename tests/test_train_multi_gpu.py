@@ -33,11 +33,14 @@ def train(faces, run_dir, *options, check=True):
 def trained(faces, tmp_path_factory):
     """Three steps on two towers with a sampled head, parts of batches and a validation at every second step."""
     run_dir = tmp_path_factory.mktemp("runs") / "sampled"
-    options = [*SAMPLED, "--lfw_dir", faces / "lfw", "--lfw_pairs", faces / "pairs.txt", "--verbose", "2"]
-    result = train(faces, run_dir, *options, "--max_steps", "3", "--val_sets", faces / "lfw", check=False)
+    pack = run_dir.with_name("pack.bin")
+    pictures = ["--lfw_dir", faces / "lfw", "--lfw_pairs", faces / "pairs.txt"]
+    run_python("scripts/make_bin.py", *pictures, "--out", pack)
+    options = [*SAMPLED, *pictures, "--lfw_nrof_folds", "2", "--verbose", "2", "--max_steps", "3"]
+    result = train(faces, run_dir, *options, "--val_sets", faces / "lfw", check=False)
     assert result.returncode == 2
     assert "lfw, lfw are not all different" in result.stderr
-    return run_dir, train(faces, run_dir, *options, "--max_steps", "3").stdout
+    return run_dir, train(faces, run_dir, *options, "--val_sets", pack).stdout
 
 
 def test_a_run_prints_the_lines_that_users_grep(trained):
@@ -47,6 +50,15 @@ def test_a_run_prints_the_lines_that_users_grep(trained):
             assert re.search(rf"^\[lfw\]\[{step}\]{line}$", output, re.MULTILINE), line
     accuracies = [line["lfw_accuracy"] for line in metrics_of(run_dir, "validation")]
     assert f"[lfw][3]Accuracy-Highest: {max(accuracies):.5f}" in output
+
+
+def test_a_pack_is_a_set_as_a_folder_is(trained):
+    run_dir, output = trained
+    assert "[pack][3]Accuracy-Highest: " in output
+    for line in metrics_of(run_dir, "validation"):
+        assert line["pack_accuracy"] == line["lfw_accuracy"]
+        assert line["pack_xnorm"] == pytest.approx(line["lfw_xnorm"], rel=0.1)
+        assert line["pairs_accuracy"] == line["lfw_accuracy"]
 
 
 def test_the_best_model_is_kept(trained):

@@ -100,7 +100,13 @@ def pick(arguments: argparse.Namespace, names: str) -> dict:
 def recorded(arguments: argparse.Namespace, names: str | None = None) -> dict:
     """The options, or those of ``names``, as JSON values for a run folder; paths are made absolute."""
     chosen = vars(arguments) if names is None else pick(arguments, names)
-    return {name: str(value.resolve()) if isinstance(value, Path) else value for name, value in sorted(chosen.items())}
+    return {name: _json_value(value) for name, value in sorted(chosen.items())}
+
+
+def _json_value(value):
+    if isinstance(value, list):
+        return [_json_value(item) for item in value]
+    return str(value.resolve()) if isinstance(value, Path) else value
 
 
 def add_towers(parser: Parser, *, training: bool = True) -> None:
@@ -295,7 +301,11 @@ def add_pair_sets(parser: Parser) -> None:
     """After ``add_lfw``: further sets of pairs, and how often all of them are asked."""
     group = parser.add_argument_group("validation by several sets of pairs")
     group.add_argument(
-        "--val_sets", type=Path, nargs="+", default=[], help="folders as --lfw_dir, each with its pairs.txt"
+        "--val_sets",
+        type=Path,
+        nargs="+",
+        default=[],
+        help="folders as --lfw_dir, each with its pairs.txt, and verification packs such as cfp_fp.bin",
     )
     group.add_argument("--verbose", type=int, default=2000, help="steps between validations, 0: only by epochs")
 

@@ -1,7 +1,6 @@
 """Validation on several sets of pairs by InsightFace's protocol, with the lines that its users grep."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import keras
@@ -11,52 +10,37 @@ from ..distribution import Towers
 from ..errors import UserError
 from ..evaluation.verification import evaluate_pairs
 from ..summaries import RunLog, highest_before
-from .validation import embed_source, read_lfw
+from .validation import Pairs, embed_source, read_bin, read_lfw
 
 OPTIONS = "lfw_dir lfw_pairs lfw_nrof_folds val_sets"
 # Mean accuracy over all sets: the best model is the one where it is highest.
 BEST_BY = "pairs_accuracy"
-
-
-@dataclass(frozen=True)
-class PairSet:
-    """Pairs of pictures to verify.
-
-    Attributes:
-      name: as the lines call it.
-      source: the pictures; ``pairs``: [P, 2] records of it; ``same``: [P] bool.
-      fold_ids: [P], None: ten consecutive folds.
-    """
-
-    name: str
-    source: object
-    pairs: np.ndarray
-    same: np.ndarray
-    fold_ids: np.ndarray | None = None
+PACK_SUFFIX = ".bin"
 
 
 def read_pair_sets(
     *, lfw_dir: Path | None, lfw_pairs: Path | None, lfw_nrof_folds: int | None, val_sets: list[Path]
-) -> list[PairSet]:
-    """The set ``lfw``, and a set of each other folder, by its name.
+) -> dict[str, Pairs]:
+    """The set ``lfw`` of ``lfw_dir``, and a set of each folder and verification pack (.bin) among ``val_sets``.
+
+    A folder's set has its name, a pack's that of its file without the ending.
 
     Raises:
-      UserError: two sets of one name, or pairs that are not there.
+      UserError: two sets of one name, or pairs that are not there. BadData: a pack that is none.
     """
     given = [("lfw", lfw_dir, lfw_pairs)] if lfw_dir else []
-    given += [(folder.name, folder, None) for folder in val_sets]
+    given += [(path.stem if path.suffix == PACK_SUFFIX else path.name, path, None) for path in val_sets]
     names = [name for name, _, _ in given]
     if len(set(names)) < len(names):
-        raise UserError(f"--val_sets: the names {', '.join(names)} are not all different; rename a folder")
-    sets = []
-    for name, folder, pairs in given:
-        found = read_lfw(folder, pairs, lfw_nrof_folds)
-        sets.append(PairSet(name, found.source, found.pairs, found.same, found.fold_ids))
-    return sets
+        raise UserError(f"--val_sets: the names {', '.join(names)} are not all different; rename a folder or pack")
+    return {
+        name: read_bin(path, lfw_nrof_folds) if path.suffix == PACK_SUFFIX else read_lfw(path, pairs, lfw_nrof_folds)
+        for name, path, pairs in given
+    }
 
 
 def validator(
-    towers: Towers, network: keras.Model, sets: list[PairSet], *, image_size: int, load_size: int, batch_size: int
+    towers: Towers, network: keras.Model, sets: dict[str, Pairs], *, image_size: int, load_size: int, batch_size: int
 ) -> Callable[[RunLog, int], dict]:
     """Validation on all ``sets``: the embedding of a picture is added to that of its mirror image, then normalised.
 
@@ -66,7 +50,7 @@ def validator(
 
     def validate(log: RunLog, step: int) -> dict:
         metrics = {}
-        for pair_set in sets:
+        for name, pair_set in sets.items():
             embeddings, bad = embed_source(
                 towers,
                 network,
@@ -78,23 +62,27 @@ def validator(
             )
             used = ~np.isin(pair_set.pairs, list(bad)).any(axis=1)
             if not used.all():
-                log.text(f"{pair_set.name}: {int((~used).sum())} pairs left out: pictures that cannot be read")
+                log.text(f"{name}: {int((~used).sum())} pairs left out: pictures that cannot be read")
             plain, mirrored = np.split(embeddings, 2, axis=1)
             xnorm = float(np.linalg.norm(np.concatenate([plain, mirrored]), axis=1).mean())
             verification = evaluate_pairs(
                 plain + mirrored,
                 pair_set.pairs[used],
                 pair_set.same[used],
-                fold_ids=None if pair_set.fold_ids is None else pair_set.fold_ids[used],
+                fold_ids=pair_set.fold_ids[used],
             )
-            name, accuracy = f"{pair_set.name}_accuracy", verification.accuracy
-            highest = max(accuracy, highest_before(log.run_dir, name))
+            accuracy = verification.accuracy
+            highest = max(accuracy, highest_before(log.run_dir, f"{name}_accuracy"))
             log.text(
-                f"[{pair_set.name}][{step}]XNorm: {xnorm:.6f}\n"
-                f"[{pair_set.name}][{step}]Accuracy-Flip: {accuracy:.5f}+-{verification.accuracy_std:.5f}\n"
-                f"[{pair_set.name}][{step}]Accuracy-Highest: {highest:.5f}"
+                f"[{name}][{step}]XNorm: {xnorm:.6f}\n"
+                f"[{name}][{step}]Accuracy-Flip: {accuracy:.5f}+-{verification.accuracy_std:.5f}\n"
+                f"[{name}][{step}]Accuracy-Highest: {highest:.5f}"
             )
-            metrics |= {name: accuracy, f"{name}_std": verification.accuracy_std, f"{pair_set.name}_xnorm": xnorm}
-        return metrics | {BEST_BY: float(np.mean([metrics[f"{pair_set.name}_accuracy"] for pair_set in sets]))}
+            metrics |= {
+                f"{name}_accuracy": accuracy,
+                f"{name}_accuracy_std": verification.accuracy_std,
+                f"{name}_xnorm": xnorm,
+            }
+        return metrics | {BEST_BY: float(np.mean([metrics[f"{name}_accuracy"] for name in sets]))}
 
     return validate
