@@ -9,8 +9,9 @@ import json
 from functools import partial
 from pathlib import Path
 
-from towers import export, options, plots
+from towers import export, networks, options, plots
 from towers.errors import UserError
+from towers.evaluation.features import check_suffix
 from towers.evaluation.verification import report
 from towers.runs import run, validation
 
@@ -18,10 +19,14 @@ from towers.runs import run, validation
 def make_parser() -> options.Parser:
     parser = options.Parser(__doc__)
     parser.add_argument("--model", type=Path, required=True, help="run folder or model folder")
+    parser.add_argument("--arch", help="name of the network that the model must hold (default: any)")
     parser.add_argument(
         "--load_size", type=int, help="side pictures are brought to before the crop (default: the model's)"
     )
     parser.add_argument("--bin", type=Path, help="verification pack (.bin) in place of --lfw_dir and --lfw_pairs")
+    parser.add_argument(
+        "--features", type=Path, help="file for the embeddings of the pictures, a row each: .npy (paths in .tsv) or .h5"
+    )
     parser.add_argument("--json", type=Path, help="file for the same numbers")
     parser.add_argument("--roc", type=Path, help="file for a picture of the ROC, such as roc.png")
     options.add_towers(parser, training=False)
@@ -31,7 +36,14 @@ def make_parser() -> options.Parser:
 
 def main(arguments) -> None:
     pick = partial(options.pick, arguments)
+    if arguments.features:
+        check_suffix(arguments.features)
     folder, facts = export.read_facts(arguments.model)
+    held = facts["network"]["name"]
+    if arguments.arch and networks.ALIASES.get(arguments.arch, arguments.arch) != held:
+        raise UserError(
+            f"--arch {arguments.arch}: {folder} holds {held}; give --model of another run, or --arch {held}"
+        )
     if arguments.bin is not None:
         if arguments.lfw_dir or arguments.lfw_pairs:
             raise UserError("--bin has its own pictures and pairs: give it, or --lfw_dir and --lfw_pairs")
@@ -46,7 +58,7 @@ def main(arguments) -> None:
     towers = run.set_up(**pick("towers precision"))
     with towers.scope():
         model = export.read_model(folder)
-    verification, _, unreadable = validation.verify(
+    verification, embeddings, bad = validation.verify(
         towers,
         model.network,
         pairs,
@@ -55,8 +67,10 @@ def main(arguments) -> None:
         **pick(validation.PROTOCOL_OPTIONS),
     )
     print(report(verification))
-    skipped = [*pairs.skipped, *unreadable]
+    skipped = [*pairs.skipped, *validation.left_out(pairs, bad)]
     print(f"Pairs skipped: {len(skipped)}{'; the first: ' + skipped[0] if skipped else ''}")
+    if arguments.features:
+        validation.write_embeddings(arguments.features, pairs.source, embeddings, bad)
     if arguments.json:
         figures = validation.figures(verification) | {"pairs_used": verification.pairs_used}
         arguments.json.write_text(json.dumps(figures | {"pairs_skipped": len(skipped)}, indent=1) + "\n")

@@ -1,6 +1,7 @@
 """Embed pictures and write the features, a row a picture, with the paths beside them.
 
 python scripts/extract_features.py --model runs/20260102-030405 --data_dir FACES --out faces.npy
+python scripts/extract_features.py --model runs/20260102-030405 --data_dir faces_emore/train.rec --out emore.h5
 python scripts/extract_features.py --model runs/20260102-030405 --list pictures.txt --flip add --out faces.h5
 
 The network runs on all towers. Features are not normalised: their norm tells how good a picture is.
@@ -12,9 +13,11 @@ from pathlib import Path
 import numpy as np
 
 from towers import export, options
-from towers.datasets.folder import PathSource, read_folder
+from towers.datasets.folder import PathSource
+from towers.datasets.opening import open_source
+from towers.datasets.packs import read_pack
 from towers.errors import BadData, UserError
-from towers.evaluation.features import check_suffix, write_features
+from towers.evaluation.features import check_suffix
 from towers.runs import run, validation
 
 
@@ -22,9 +25,13 @@ def make_parser() -> options.Parser:
     parser = options.Parser(__doc__)
     parser.add_argument("--model", type=Path, required=True, help="run folder or model folder")
     pictures = parser.add_mutually_exclusive_group(required=True)
-    pictures.add_argument("--data_dir", type=Path, help="pictures: DIR/Class/picture.jpg")
     pictures.add_argument(
-        "--list", type=Path, help="file with the path of a picture in each line, below its own folder"
+        "--data_dir",
+        type=Path,
+        help="pictures: DIR/Class/picture.jpg, InsightFace's .rec or its folder, a list of 'path label' lines, a .bin",
+    )
+    pictures.add_argument(
+        "--list", type=Path, help="file with the path of a picture in each line, below its own folder; no labels"
     )
     parser.add_argument("--out", type=Path, required=True, help=".npy (paths and labels in .tsv), .h5 or .hdf5")
     parser.add_argument(
@@ -54,11 +61,16 @@ def read_list(path: Path) -> PathSource:
     return PathSource(paths)
 
 
+def open_pictures(path: Path):
+    """A source of any kind; packs are told by their name."""
+    return read_pack(path) if path.suffix == ".bin" else open_source(path)
+
+
 def main(arguments) -> None:
     pick = partial(options.pick, arguments)
     check_suffix(arguments.out)
     folder, _ = export.read_facts(arguments.model)
-    source = read_folder(arguments.data_dir) if arguments.data_dir else read_list(arguments.list)
+    source = read_list(arguments.list) if arguments.list else open_pictures(arguments.data_dir)
     towers = run.set_up(**pick("towers precision"))
     with towers.scope():
         model = export.read_model(folder)
@@ -73,11 +85,8 @@ def main(arguments) -> None:
     )
     if arguments.flip == "add":
         features = np.add(*np.split(features, 2, axis=1))
-    # A neighbour's embedding must not stand for a picture that could not be read.
-    good = np.setdiff1d(np.arange(len(source)), list(bad))
-    paths = [source.where(int(record)) for record in good]
-    write_features(arguments.out, features[good], paths, np.asarray(source.labels)[good])
-    print(f"{arguments.out}: {len(good)} x {features.shape[1]}, {len(bad)} unreadable pictures left out")
+    validation.write_embeddings(arguments.out, source, features, bad)
+    print(f"{arguments.out}: {len(source) - len(bad)} x {features.shape[1]}, {len(bad)} unreadable pictures left out")
 
 
 if __name__ == "__main__":

@@ -39,6 +39,46 @@ def test_features_lie_beside_their_paths(faces):
     np.testing.assert_allclose(one.features[:, :8] + one.features[:, 8:], two.features[:3], rtol=1e-4, atol=1e-5)
 
 
+def test_features_of_a_pack_a_list_and_records(faces, tmp_path):
+    """The same pictures in InsightFace's and HF-Softmax's forms have the features that they have in a folder."""
+    run_python("scripts/make_bin.py", "--lfw_dir", faces / "lfw", "--lfw_pairs", faces / "pairs.txt", "--out",
+               tmp_path / "lfw.bin")  # fmt: skip
+    run_python("scripts/make_rec.py", "--data_dir", faces / "lfw", "--out_dir", tmp_path / "rec")
+    names = [f"Lfw_{person}/Lfw_{person}_{n:04}.jpg {person}" for person in range(4) for n in range(1, 11)]
+    (faces / "lfw" / "labelled.txt").write_text("\n".join(names))
+    extract = ("scripts/extract_features.py", "--model", faces / "model", "--flip", "add")
+    folder = read_features(faces / "two.npy")
+    run_python(*extract, "--data_dir", faces / "lfw" / "labelled.txt", "--out", tmp_path / "list.npy")
+    run_python(*extract, "--data_dir", tmp_path / "rec", "--out", tmp_path / "rec.npy")
+    for name in ("list.npy", "rec.npy"):
+        found = read_features(tmp_path / name)
+        assert found.labels.tolist() == folder.labels.tolist()
+        np.testing.assert_allclose(found.features, folder.features, rtol=1e-4, atol=1e-5)
+    assert read_features(tmp_path / "list.npy").paths == folder.paths
+    run_python(*extract, "--data_dir", tmp_path / "lfw.bin", "--out", tmp_path / "pack.npy")
+    pack = read_features(tmp_path / "pack.npy")
+    assert pack.paths[3].endswith("lfw.bin, picture 3 (pair 1)")
+    nearest = np.abs(pack.features[:, None] - folder.features[None]).max(axis=2).min(axis=1)
+    assert nearest.max() < 1e-4
+
+
+def test_hf_evaluation_writes_features_and_figures(faces, tmp_path):
+    data, out = tmp_path / "packs", tmp_path / "out"
+    pack = ["--lfw_dir", faces / "lfw", "--lfw_pairs", faces / "pairs.txt", "--out", data / "agedb_30.bin"]
+    data.mkdir()
+    out.mkdir()
+    run_python("scripts/make_bin.py", *pack)
+    validate = ("validate_on_lfw.py", "--model", faces / "model", "--lfw_nrof_folds", "2")
+    done = run_python(*validate, "--arch", "small", "--bin", data / "agedb_30.bin", "--features",
+                      out / "agedb_30.npy", "--json", out / "agedb_30.json")  # fmt: skip
+    written = read_features(out / "agedb_30.npy")
+    pairs = written.features.reshape(-1, 2, 8)
+    assert len(pairs) == json.loads((out / "agedb_30.json").read_text())["pairs_used"]
+    assert f"Accuracy: {json.loads((out / 'agedb_30.json').read_text())['lfw_accuracy']:.5f}" in done.stdout
+    other = run_python(*validate, "--arch", "y1", "--bin", data / "agedb_30.bin", check=False)
+    assert (other.returncode, "holds small" in other.stderr) == (2, True)
+
+
 def test_identification_among_distractors(faces):
     random = np.random.default_rng(0)
     distractors = random.normal(size=(20, 8)).astype(np.float32)

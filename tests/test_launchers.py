@@ -434,3 +434,21 @@ def test_hf_launchers_start_the_selected_head(project, tmp_path):
     assert "--param_servers" not in selected
     assert option(distributed, "--param_servers") == "a:1,b:2"
     assert option(baseline, "--head") == "sharded"
+
+
+def test_hf_evaluation_goes_over_the_packs_that_are_there(project, tmp_path):
+    data = tmp_path / "packs"
+    data.mkdir()
+    for name in ("cfp_fp.bin", "lfw.bin", "other.bin"):
+        (data / name).touch()
+    start(project, "scripts/eval_hf.sh", "y1", "runs/hf", "packs", "out", "--towers", "2", cwd=tmp_path)
+    for call, name in zip(calls(project), ("lfw", "cfp_fp"), strict=True):
+        assert call[0] == "validate_on_lfw.py"
+        assert option(call, "--model") == str(tmp_path / "runs" / "hf")
+        assert option(call, "--bin") == str(data / f"{name}.bin")
+        assert option(call, "--features") == str(tmp_path / "out" / f"{name}.npy")
+        assert call[-2:] == ["--towers", "2"]
+    (data / "lfw.bin").unlink()
+    (data / "cfp_fp.bin").unlink()
+    none = start(project, "scripts/eval_hf.sh", "y1", "runs/hf", "packs", "out", cwd=tmp_path)
+    assert (none.returncode, "holds none of lfw.bin" in none.stderr) == (65, True)

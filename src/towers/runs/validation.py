@@ -17,6 +17,7 @@ from ..distribution import Towers
 from ..errors import BadData, UserError
 from ..evaluation.classification import TOP, classify
 from ..evaluation.embedding import embed
+from ..evaluation.features import write_features
 from ..evaluation.lfw import read_pairs, resolve_pairs
 from ..evaluation.neighbours import recall_at_1
 from ..evaluation.verification import Verification, evaluate_pairs, report
@@ -92,6 +93,16 @@ def embed_source(
     return embeddings, quarantine.bad
 
 
+def write_embeddings(path: Path, source, embeddings: np.ndarray, bad: dict[int, str]) -> None:
+    """Write the rows of the readable pictures, their paths and labels as ``evaluation.features`` does.
+
+    A neighbour's embedding must not stand for a picture that could not be read.
+    """
+    good = np.setdiff1d(np.arange(len(source)), list(bad))
+    paths = [source.where(int(record)) for record in good]
+    write_features(path, embeddings[good], paths, np.asarray(source.labels)[good])
+
+
 def verify(
     towers: Towers,
     network: keras.Model,
@@ -103,11 +114,12 @@ def verify(
     lfw_distance_metric: int,
     lfw_use_flipped_images: bool,
     lfw_subtract_mean: bool,
-) -> tuple[Verification, np.ndarray, list[str]]:
-    """The LFW protocol on ``pairs``.
+) -> tuple[Verification, np.ndarray, dict[int, str]]:
+    """The LFW protocol on ``pairs``; those with a picture that cannot be read are left out.
 
     Returns:
-      (figures, embeddings [N, D] of ``pairs.source``, a line for each pair left out since a picture is unreadable).
+      (figures, embeddings [N, D] of ``pairs.source``, record -> reason of each unreadable picture, whose row is a
+      neighbour's).
     """
     embeddings, bad = embed_source(
         towers,
@@ -119,12 +131,6 @@ def verify(
         flipped=lfw_use_flipped_images,
     )
     used = ~np.isin(pairs.pairs, list(bad)).any(axis=1)
-    skipped = [
-        f"{pairs.source.where(record)}: {bad[record]}"
-        for pair in pairs.pairs[~used]
-        for record in pair
-        if record in bad
-    ]
     verification = evaluate_pairs(
         embeddings,
         pairs.pairs[used],
@@ -133,7 +139,12 @@ def verify(
         distance_metric=lfw_distance_metric,
         subtract_mean=lfw_subtract_mean,
     )
-    return verification, embeddings, skipped
+    return verification, embeddings, bad
+
+
+def left_out(pairs: Pairs, bad: dict[int, str]) -> list[str]:
+    """A line for each place of an unreadable picture in the pairs."""
+    return [f"{pairs.source.where(record)}: {bad[record]}" for record in pairs.pairs.ravel().tolist() if record in bad]
 
 
 def read_lfw(lfw_dir: Path, lfw_pairs: Path | None, lfw_nrof_folds: int | None) -> Pairs:
@@ -194,7 +205,8 @@ def pairs_validator(
     pairs = read_lfw(lfw_dir, lfw_pairs, lfw_nrof_folds)
 
     def validate(log: RunLog, step: int) -> dict:
-        verification, embeddings, skipped = verify(towers, network, pairs, **protocol)
+        verification, embeddings, bad = verify(towers, network, pairs, **protocol)
+        skipped = left_out(pairs, bad)
         if skipped:
             log.text(f"{len(skipped)} pairs left out, the first for {skipped[0]}")
         with (log.run_dir / "lfw_result.txt").open("a") as file:
