@@ -110,6 +110,7 @@ def environment() -> dict:
         "tensorflow": tf.__version__,
         "keras": keras.__version__,
         "numpy": np.__version__,
+        "onednn": os.environ.get("TF_ENABLE_ONEDNN_OPTS"),
         "platform": platform.platform(),
         "cpu_cores": os.cpu_count(),
         "devices": [
