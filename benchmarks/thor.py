@@ -3,10 +3,10 @@
   python benchmarks/thor.py
   python benchmarks/thor.py --archive images_background_small1.zip     # Omniglot's characters in place of drawn classes
 
-A ResNet-10 is trained as a classifier, by momentum with each of a few learning rates for --steps steps, and by THOR
-with each of a few rates for 0.6 of them; every schedule falls linearly to 0 at its own end. Losses are means over the
-last twentieth of the steps, and of each optimizer the best counts. The cost of a step is the mean over a run, refreshes
-in it, and of these the median over runs that took turns.
+A ResNet-10 is trained as a classifier, by momentum with each of a few learning rates for --steps steps, and by THOR with
+each of a few rates for 0.6 of them; every schedule falls linearly to 0 at its own end. Losses are means over the last
+twentieth of the steps, and of each optimizer the best counts. The cost of a step is the mean over a run, refreshes in it,
+and of these the median over runs that took turns.
 """
 
 import argparse
