@@ -31,7 +31,6 @@ def make_parser() -> options.Parser:
     options.add_batches(parser, batch_size=128)
     options.add_network(parser, network="mobilefacenet", embedding_size=512)
     options.add_optimizer(parser, optimizer="MOM", learning_rate=0.1)
-    options.add_thor(parser)
     options.add_margins(parser)
     options.add_selection(parser)
     options.add_lfw(parser, protocol=False)

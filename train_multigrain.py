@@ -24,7 +24,6 @@ def make_parser() -> options.Parser:
     options.add_batches(parser, batch_size=258)
     options.add_network(parser, network="resnet50", embedding_size=2048)
     options.add_optimizer(parser, optimizer="MOM", learning_rate=0.1)
-    options.add_thor(parser)
     options.add_multigrain(parser)
     options.add_run(parser)
     parser.set_defaults(image_size=224, weight_decay=1e-4, moving_average_decay=0.0)

@@ -24,7 +24,6 @@ def make_parser() -> options.Parser:
     options.add_batches(parser, batch_size=None)
     options.add_network(parser, network="small", embedding_size=128)
     options.add_optimizer(parser, optimizer="MOM", learning_rate=0.05)
-    options.add_thor(parser)
     options.add_triplets(parser)
     options.add_lfw(parser)
     options.add_run(parser)

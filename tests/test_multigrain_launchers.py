@@ -98,25 +98,3 @@ def test_heads_say_what_was_published_and_that_it_was_not_run():
         assert figure in text
         assert "NOT YET RUN" in text
         assert os.access(ROOT / "scripts" / f"{name}.sh", os.X_OK)
-
-
-def test_the_published_thor_recipe(project, tmp_path):
-    data = image_folder(tmp_path / "images")
-    result = start(project, "scripts/train_resnet50_thor.sh", "--seed", "3", DATA=str(data), OUT=str(tmp_path / "run"))
-    assert result.returncode == 0, result.stderr
-    (train,) = calls(project)
-    assert train[0] == "train_multigrain.py"
-    options = parsed(train[1:])
-    assert (str(options.data_dir), str(options.val_dir)) == (str(data / "train"), str(data / "val"))
-    assert (options.network, options.gem_p, options.classification_weight, options.copies) == ("resnet50", 1, 1, 1)
-    assert (options.optimizer, options.thor_interval, options.max_epochs) == ("THOR", 834, 45)
-    # Six renewals an epoch.
-    assert -(-1_281_167 // options.batch_size) // options.thor_interval == 6
-    assert options.seed == 3
-
-
-def test_thor_without_data_on_the_standin(project):
-    assert start(project, "scripts/train_resnet50_thor.sh").returncode == 0
-    train = calls(project)[-1]
-    assert parsed(train[1:]).network == "resnet10"
-    assert "data/mini_imagenet/generated" in option(train, "--data_dir")

@@ -148,19 +148,6 @@ def test_distractors_need_copies(grains):
         multigrain.validators(None, None, None, [], distractors=grains / "val", **nowhere)
 
 
-@pytest.mark.slow
-def test_thor_resumed_bit_for_bit(grains, tmp_path):
-    options = ["--data_dir", grains / "train", *SMALL, "--optimizer", "thor", "--thor_interval", "3", "--deterministic"]
-    options += ["--learning_rate", "0.01", "--learning_rate_schedule", "linear", "--max_epochs", "20"]
-    for name, steps in (("whole", "8"), ("parts", "4"), ("parts", "8")):
-        run_python("train_multigrain.py", *options, "--run_dir", tmp_path / name, "--max_steps", steps)
-    whole, parts = state_of(tmp_path / "whole", 8), state_of(tmp_path / "parts", 8)
-    assert any(name.startswith("thor/") for name in whole)
-    for name, value in whole.items():
-        np.testing.assert_array_equal(value, parts[name], err_msg=name)
-    assert {"thor_kept", "thor_raised", "thor_stopped"} <= metrics_of(tmp_path / "whole")[-1].keys()
-
-
 def evaluate(run_dir, *options, check=True):
     return run_python("scripts/evaluate_retrieval.py", "--model", run_dir, *options, check=check)
 

@@ -123,11 +123,6 @@ def add_towers(parser: Parser, *, training: bool = True) -> None:
     if not training:
         return
     group.add_argument(
-        "--loss_scale",
-        type=float,
-        help="constant factor of the sum of a tower's losses under float16 (default: found and steered by itself)",
-    )
-    group.add_argument(
         "--reduction", choices=REDUCTIONS, default="cpu", help="where gradients are summed: host memory, or the GPUs"
     )
     group.add_argument(
@@ -420,13 +415,7 @@ def add_network(parser: Parser, *, network: str, embedding_size: int) -> None:
 
 def add_optimizer(parser: Parser, *, optimizer: str, learning_rate: float) -> None:
     group = parser.add_argument_group("optimizer and learning rate")
-    group.add_argument(
-        "--optimizer",
-        type=str.upper,
-        choices=OPTIMIZERS,
-        default=optimizer,
-        help="MOM: momentum 0.9, Nesterov; THOR: momentum 0.9 on gradients that second-order factors precondition",
-    )
+    group.add_argument("--optimizer", choices=OPTIMIZERS, default=optimizer, help="MOM: momentum 0.9, Nesterov")
     group.add_argument(
         "--learning_rate",
         "--lr",
@@ -436,12 +425,9 @@ def add_optimizer(parser: Parser, *, optimizer: str, learning_rate: float) -> No
     parser.set_defaults(default_learning_rate=learning_rate)
     group.add_argument(
         "--learning_rate_schedule",
-        choices=("exponential", "cosine", "linear", "polynomial", "step"),
+        choices=("exponential", "cosine", "polynomial", "step"),
         default="cosine",
-        help="cosine, linear, polynomial: to 0 at the end of the run; step: a tenth at each of --lr_steps",
-    )
-    group.add_argument(
-        "--learning_rate_end_epoch", type=float, help="epoch at which these three reach 0 (default: the end of the run)"
+        help="cosine, polynomial: to 0 at the end of the run; step: a tenth at each of --lr_steps",
     )
     group.add_argument("--lr_steps", type=_steps, default=(), help="steps of --learning_rate_schedule step, as 100,200")
     group.add_argument("--learning_rate_power", type=float, default=1.0, help="power of the polynomial schedule")
@@ -460,25 +446,6 @@ def add_optimizer(parser: Parser, *, optimizer: str, learning_rate: float) -> No
         default=0.9999,
         help="of the averaged weights that are validated and exported, 0: none",
     )
-
-
-def add_thor(parser: Parser) -> None:
-    """After ``add_optimizer``."""
-    group = parser.add_argument_group("--optimizer THOR", "second-order factors of convolutions and dense layers")
-    group.add_argument("--thor_interval", type=int, default=100, help="steps between refreshes of the factors")
-    group.add_argument("--thor_damping", type=float, default=0.03, help="added to the Fisher matrix at first")
-    group.add_argument(
-        "--thor_damping_decay", type=float, default=0.87, help="factor of the damping in ten epochs, step by step"
-    )
-    group.add_argument(
-        "--thor_trace_rule",
-        type=float,
-        nargs=2,
-        metavar=("W1", "W2"),
-        help="renew a layer's factors only where their trace has changed by more than W1 of itself, and never again "
-        "where by less than W2; the paper: 0.01 0.001",
-    )
-    group.add_argument("--thor_block", type=int, default=128, help="rows of the diagonal blocks that are kept")
 
 
 def add_run(parser: Parser) -> None:

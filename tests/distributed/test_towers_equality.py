@@ -155,35 +155,3 @@ def test_dropout_draws_a_mask_of_its_own_on_each_tower(train_synthetic):
     split = train_synthetic(steps=1, towers=2, keep_probability=0.5)
     assert abs(whole["loss"][0] - split["loss"][0]) > 1e-6
     assert len(split["shards_differ"]) == 0
-
-
-@pytest.mark.parametrize("towers", [2, pytest.param(4, marks=pytest.mark.slow)])
-@pytest.mark.parametrize(
-    "rule",
-    [{"interval": 3, "block": 16}, pytest.param({"interval": 2, "trace_rule": [0.05, 0.001]}, marks=pytest.mark.slow)],
-)
-def test_thor_over_20_steps(train_synthetic, towers, rule):
-    """Factors are those of all towers' pictures, and so are their inverses and the update."""
-    options = {"steps": 20, "optimizer": "THOR", "learning_rate": 0.01, "thor": rule}
-    one, other = train_synthetic(towers=1, **options), train_synthetic(towers=towers, **options)
-    assert_equal_runs(one, other, 1e-8)
-    plain = train_synthetic(towers=1, **options | {"thor": None})
-    assert abs(plain["loss"][-1] - one["loss"][-1]) > 1e-3
-
-
-def test_thor_sees_all_parts_of_a_batch(train_synthetic):
-    """Without BatchNormalization's statistics in the way: one layer's factor is the sum over the parts."""
-    options = {"steps": 1, "optimizer": "THOR", "learning_rate": 0.01, "thor": {"interval": 3}}
-    whole, parts = train_synthetic(towers=1, **options), train_synthetic(towers=1, accumulate=2, **options)
-    # Of the first layer's inputs, which no BatchNormalization has seen.
-    first = next(name for name in whole if name.startswith("state/thor/") and name.endswith("/inputs"))
-    np.testing.assert_allclose(parts[first], whole[first], rtol=1e-9, atol=1e-12)
-
-
-def test_thor_changes_nothing_where_a_step_is_not_finite(train_synthetic):
-    options = {"optimizer": "THOR", "learning_rate": 0.01, "thor": {"interval": 1}, "towers": 2}
-    poisoned, clean = train_synthetic(steps=2, poison=[1, 7], **options), train_synthetic(steps=1, **options)
-    assert poisoned["finite"].tolist() == [1, 0]
-    for name in clean:
-        if name.startswith("state/") and "loss_scale" not in name:
-            np.testing.assert_array_equal(poisoned[name], clean[name], err_msg=name)

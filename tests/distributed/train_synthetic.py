@@ -22,7 +22,6 @@ from towers.training.averaging import WeightAverage
 from towers.training.classification import make_objective
 from towers.training.loss_scale import LossScale
 from towers.training.step import make_train_step
-from towers.training.thor import Thor, exponential_damping
 
 NUM_CLASSES = 5
 
@@ -49,14 +48,11 @@ def main(
     prelogits_norm_loss_factor=1e-3,
     auxiliary=False,
     auxiliary_loss_factor=0.3,
-    thor=None,
-    accumulate=1,
 ) -> dict[str, np.ndarray]:
     """Train a few steps.
 
     Args:
       poison: [step, index in the global batch] whose picture is made NaN.
-      thor: other arguments of ``Thor`` than the damping, which begins at 0.03.
       auxiliary: with auxiliary classifiers; ``small`` gets two, after its first and its third block.
     """
     spread = run.set_up(towers=towers, reduction=reduction, precision=precision, seed=1)
@@ -88,8 +84,6 @@ def main(
         rule.build(trained)
         average = WeightAverage(trained, 0.9)
         loss_scale = LossScale() if precision == "float16" else None
-        if thor is not None:
-            thor = Thor(model, damping=exponential_damping(0.03, 0.87, 4), **thor)
     train_step = make_train_step(
         spread,
         model,
@@ -110,8 +104,6 @@ def main(
         clip_norm=clip_norm,
         average=average,
         loss_scale=loss_scale,
-        thor=thor,
-        accumulate=accumulate,
     )
     random = np.random.default_rng(0)
     share = batch_size // towers
@@ -140,8 +132,6 @@ def main(
         **centers.variables(),
         **{f"average/{name}": variable for name, variable in average.variables().items()},
     }
-    if thor is not None:
-        variables |= {f"thor/{name}": variable for name, variable in thor.variables().items()}
     if loss_scale is not None:
         variables |= {f"loss_scale/{name}": variable for name, variable in loss_scale.variables().items()}
     results = {name: np.asarray(values, np.float64) for name, values in logs.items()}

@@ -16,8 +16,7 @@ PEOPLE_OPTIONS = (
 )
 RATE_OPTIONS = (
     "learning_rate default_learning_rate learning_rate_schedule learning_rate_schedule_file "
-    "learning_rate_decay_epochs learning_rate_decay_factor learning_rate_power learning_rate_end_epoch lr_steps "
-    "warmup_steps warmup_epochs"
+    "learning_rate_decay_epochs learning_rate_decay_factor learning_rate_power lr_steps warmup_steps warmup_epochs"
 )
 
 
@@ -108,7 +107,6 @@ def learning_rates(
     learning_rate_decay_epochs: int,
     learning_rate_decay_factor: float,
     learning_rate_power: float = 1.0,
-    learning_rate_end_epoch: float | None = None,
     lr_steps: Sequence[int] = (),
     warmup_steps: int,
     warmup_epochs: float = 0.0,
@@ -120,9 +118,6 @@ def learning_rates(
     """
     if warmup_steps and warmup_epochs:
         raise UserError(f"--warmup_steps {warmup_steps} and --warmup_epochs {warmup_epochs}: give one of them")
-    if learning_rate_end_epoch is not None and learning_rate_end_epoch <= 0:
-        raise UserError(f"--learning_rate_end_epoch {learning_rate_end_epoch:g}: must be above 0")
-    horizon = round(learning_rate_end_epoch * plan.epoch_size) if learning_rate_end_epoch else plan.horizon
     if learning_rate is None:
         learning_rate = -1 if learning_rate_schedule_file else default_learning_rate
     return schedules.build(
@@ -132,7 +127,7 @@ def learning_rates(
         decay="exponential" if learning_rate_schedule_file else learning_rate_schedule,
         decay_epochs=learning_rate_decay_epochs,
         decay_factor=learning_rate_decay_factor,
-        total_steps=horizon,
+        total_steps=plan.horizon,
         warmup_steps=warmup_steps or round(warmup_epochs * plan.epoch_size),
         boundaries=lr_steps,
         power=learning_rate_power,

@@ -20,13 +20,11 @@ from ..training import loop, optimizers, state
 from ..training.averaging import WeightAverage
 from ..training.loss_scale import LossScale
 from ..training.step import Head, Objective, make_train_step
-from ..training.thor import Thor, exponential_damping, warn_of_broken_factors
 from .folder import RunFolder
 from .plan import Plan
 
 OPTIONS = (
-    "optimizer loss_scale thor_interval thor_damping thor_damping_decay thor_trace_rule thor_block "
-    "weight_decay clip_norm moving_average_decay run_dir checkpoint_every_n_steps keep_checkpoints "
+    "optimizer weight_decay clip_norm moving_average_decay run_dir checkpoint_every_n_steps keep_checkpoints "
     "validate_every_n_epochs log_every log_histograms max_bad_fraction audit_data time_towers"
 )
 NETWORK_OPTIONS = (
@@ -73,12 +71,6 @@ def train(
     other_state: dict,
     learning_rate: Callable[[int], float | None],
     optimizer: str,
-    loss_scale: float | None,
-    thor_interval: int,
-    thor_damping: float,
-    thor_damping_decay: float,
-    thor_trace_rule: tuple[float, float] | None,
-    thor_block: int,
     weight_decay: float,
     clip_norm: float,
     moving_average_decay: float,
@@ -125,19 +117,11 @@ def train(
     Returns:
       The run folder.
     """
-    if loss_scale is not None and (not float16 or loss_scale <= 0):
-        raise UserError(f"--loss_scale {loss_scale:g}: a number above 0, with --precision float16; leave it out")
     with towers.scope():
         tower_optimizer = optimizers.build(optimizer)
         tower_optimizer.build(trained)
         average = WeightAverage(trained, moving_average_decay) if moving_average_decay else None
-        scaling = None
-        if float16:
-            scaling = LossScale() if loss_scale is None else LossScale(loss_scale, constant=True)
-        thor = None
-        if optimizer == "THOR":
-            damping = exponential_damping(thor_damping, thor_damping_decay, plan.epoch_size)
-            thor = Thor(network, damping=damping, interval=thor_interval, trace_rule=thor_trace_rule, block=thor_block)
+        loss_scale = LossScale() if float16 else None
     variables = {
         **state.named("network", network.variables),
         **{f"optimizer/{name}": variable for name, variable in optimizers.state(tower_optimizer).items()},
@@ -145,11 +129,8 @@ def train(
     }
     if average is not None:
         variables |= {f"average/{name}": variable for name, variable in average.variables().items()}
-    if thor is not None:
-        variables |= {f"thor/{name}": variable for name, variable in thor.variables().items()}
-        warn = _all_of(warn, warn_of_broken_factors())
-    if scaling is not None:
-        variables |= {f"loss_scale/{name}": variable for name, variable in scaling.variables().items()}
+    if loss_scale is not None:
+        variables |= {f"loss_scale/{name}": variable for name, variable in loss_scale.variables().items()}
 
     folder = RunFolder(run_dir, options)
     fingerprint = source.fingerprint()
@@ -192,11 +173,10 @@ def train(
             weight_decay=weight_decay,
             clip_norm=clip_norm,
             average=average,
-            loss_scale=scaling,
+            loss_scale=loss_scale,
             time_towers=time_towers,
             head=head,
             accumulate=accumulate,
-            thor=thor,
         )
 
         if hasattr(head, "around"):
@@ -261,16 +241,6 @@ def train(
         log.text(f"{steps} steps done: {folder.path}; model: {folder.path / 'model'}; curves: curves.png")
         log.text(_tensorboard(folder.path))
     return folder.path
-
-
-def _all_of(*watches: Callable[[dict], str | None] | None) -> Callable[[dict], str | None]:
-    """All of the lines that these have for a step's metrics, one below the other."""
-
-    def watch(metrics):
-        lines = [line for each in watches if each is not None and (line := each(metrics))]
-        return "\n".join(lines) or None
-
-    return watch
 
 
 def start_from(folder: Path, network: keras.Model) -> None:

@@ -4,18 +4,16 @@ import tensorflow as tf
 
 
 class LossScale:
-    """A factor on the loss that halves on overflow and doubles after many good steps, or stays as it is.
+    """A factor on the loss that halves on overflow and doubles after many good steps.
 
     Keras' own optimizer looks at the gradients of the first replica only. Make it inside the towers' scope.
 
     Args:
       initial: first factor, a power of two; it multiplies a sum over a tower's batch, not a mean.
       growth_interval: good steps in a row before the factor doubles.
-      constant: the factor never changes; steps that overflow are skipped all the same.
     """
 
-    def __init__(self, initial: float = 2.0**10, growth_interval: int = 2000, constant: bool = False):
-        self.constant = constant
+    def __init__(self, initial: float = 2.0**10, growth_interval: int = 2000):
         self.growth_interval = growth_interval
         self.scale = tf.Variable(initial, dtype=tf.float32, trainable=False, name="loss_scale")
         self.good_steps = tf.Variable(0, dtype=tf.int64, trainable=False, name="good_steps")
@@ -26,8 +24,6 @@ class LossScale:
 
     def update(self, keep: tf.Tensor) -> None:
         """Inside ``Towers.run``: take in whether all gradients were finite."""
-        if self.constant:
-            return
         good_steps = tf.where(keep, self.good_steps + 1, tf.zeros([], tf.int64))
         grown = good_steps >= self.growth_interval
         factor = tf.where(keep, tf.where(grown, 2.0, 1.0), 0.5)

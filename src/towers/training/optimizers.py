@@ -99,14 +99,13 @@ class FusedOptimizer(keras.optimizers.Optimizer):
 
 
 def build(name: str, momentum: float = 0.9) -> FusedOptimizer:
-    """Make an optimizer with facenet's constants; ``name`` is one of its ``--optimizer`` values, SGD or THOR.
+    """Make an optimizer with facenet's constants; ``name`` is one of its ``--optimizer`` values, or SGD.
 
     ADAGRAD: sum of squares from 0.1. ADADELTA: rho 0.9, epsilon 1e-6. ADAM: 0.9, 0.999, epsilon 0.1.
-    RMSPROP: decay 0.9, momentum 0.9, epsilon 1. MOM: Nesterov. SGD: no slots. THOR: momentum without Nesterov, for
-    gradients that ``thor.Thor`` has preconditioned.
+    RMSPROP: decay 0.9, momentum 0.9, epsilon 1. MOM: Nesterov. SGD: no slots.
 
     Args:
-      momentum: of MOM and THOR.
+      momentum: of MOM.
 
     Raises:
       UserError: there is no optimizer of that name.
@@ -190,12 +189,6 @@ def _rules(momentum: float) -> dict[str, Rule]:
             lambda update_number: {"momentum": momentum},
         ),
         "SGD": Rule(_gradient_descent, {}, lambda update_number: {}),
-        # What `thor.Thor` stands in front of.
-        "THOR": Rule(
-            partial(tf.raw_ops.ResourceApplyMomentum, use_nesterov=False),
-            {"accum": 0.0},
-            lambda update_number: {"momentum": momentum},
-        ),
     }
 
 

@@ -119,8 +119,8 @@ def build(
       epoch_size: steps of an epoch.
       first_epoch: see ``from_file``.
       decay: ``exponential`` (by ``decay_factor`` every ``decay_epochs``; it also applies to a file's rates, as in
-        facenet), ``cosine`` (to ``final_learning_rate`` at ``total_steps``), ``polynomial`` and ``linear`` (to 0 at
-        ``total_steps``, counted from the end of the warm-up) or ``step`` (a tenth at each of ``boundaries``, in steps).
+        facenet), ``cosine`` (to ``final_learning_rate`` at ``total_steps``), ``polynomial`` (to 0 at ``total_steps``,
+        counted from the end of the warm-up) or ``step`` (a tenth at each of ``boundaries``, in steps).
       warmup_steps: see ``with_warmup``; 0: none.
       power: of ``polynomial``.
 
@@ -146,18 +146,16 @@ def build(
         if not boundaries:
             raise UserError("--learning_rate_schedule step needs --lr_steps, such as 100000,160000,220000")
         schedule = stepwise(learning_rate, boundaries)
-    elif decay in ("cosine", "linear", "polynomial"):
+    elif decay in ("cosine", "polynomial"):
         if not total_steps:
             raise UserError(f"{decay} decay needs an end: --max_steps or --max_epochs")
         if decay == "cosine":
             schedule = cosine(learning_rate, total_steps, final_learning_rate)
         else:
-            power = 1.0 if decay == "linear" else power
             schedule = polynomial(learning_rate, total_steps, power, first_step=warmup_steps)
     else:
         raise UserError(
-            f"learning-rate decay {decay}: there is no such decay; choose exponential, cosine, linear, polynomial "
-            "or step"
+            f"learning-rate decay {decay}: there is no such decay; choose exponential, cosine, polynomial or step"
         )
     return with_warmup(schedule, warmup_steps) if warmup_steps else schedule
 

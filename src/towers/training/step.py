@@ -5,7 +5,6 @@ A script differs from another by its objective, a function of (network, batch) t
 
 import time
 from collections.abc import Callable
-from functools import partial
 from typing import NamedTuple, Protocol
 
 import keras
@@ -16,7 +15,6 @@ from ..distribution import Towers, sum_over_towers
 from .averaging import WeightAverage
 from .loss_scale import LossScale
 from .optimizers import apply_updates
-from .thor import Factors, Tapped, Thor
 
 
 class TowerLosses(NamedTuple):
@@ -69,7 +67,6 @@ def make_train_step(
     time_towers: bool = False,
     head: Head | None = None,
     accumulate: int = 1,
-    thor: Thor | None = None,
 ) -> Callable:
     """Make the function of (batch, step, learning rate) that trains every tower by one step.
 
@@ -84,7 +81,6 @@ def make_train_step(
       head: class weights of its own kind; their gradient is not summed over the towers, but counts in the norm.
       accumulate: parts of a tower's batch that pass the network one after the other, so that memory is that of a part.
         The losses, and so the gradients, are those of the whole batch; BatchNormalization sees a part at a time.
-      thor: preconditions the gradients before they are clipped; ``gradient_norm`` is then that of the update.
       time_towers: add ``compute_seconds`` (from the batch to the gradients) and ``reduce_seconds`` (from then until the
         sums over the towers are there, waiting for slower towers included) to the values of each tower.
 
@@ -93,62 +89,47 @@ def make_train_step(
     """
     decayed_ids = {id(variable) for variable in decayed}
 
-    def differentiated(batch, rows, refresh):
-        """TowerLosses of a tower's batch, their sum, gradients by variables and rows' weights, and THOR's factors."""
-        own, gradients, factors = [], None, []
+    def differentiated(batch, rows):
+        """TowerLosses of a tower's batch, their sum, and its gradients by the variables and the rows' weights."""
+        own, gradients = [], None
         for part in _parts(batch, accumulate):
             # One after the other: the memory of a part is free before the next one takes it.
             with tf.control_dependencies(gradients or []):
                 part = {name: tf.identity(value) for name, value in part.items()} if gradients else part
-            seen = Tapped(thor) if refresh else network
             with tf.GradientTape() as tape:
                 sources = [variable.value for variable in variables]
                 if rows is not None:
                     tape.watch(rows.weights)
                     part["rows"] = rows
                     sources.append(rows.weights)
-                own.append(objective(seen, part))
+                own.append(objective(network, part))
                 own_loss = tf.reduce_sum(own[-1].losses)
                 target = own_loss if loss_scale is None else own_loss * tf.cast(loss_scale.value(), own_loss.dtype)
-            taps = seen.outputs if refresh else []
-            new = tape.gradient(target, [*sources, *taps], unconnected_gradients=tf.UnconnectedGradients.ZERO)
-            if refresh:
-                factors.append(thor.factors(seen, new[len(sources) :]))
-                new = new[: len(sources)]
+            new = tape.gradient(target, sources, unconnected_gradients=tf.UnconnectedGradients.ZERO)
             gradients = new if gradients is None else [total + more for total, more in zip(gradients, new, strict=True)]
         own = _joined(own)
-        factors = [tf.add_n(parts) for parts in zip(*map(tf.nest.flatten, factors), strict=True)]
-        return own, tf.reduce_sum(own.losses), gradients, factors
+        return own, tf.reduce_sum(own.losses), gradients
 
-    def tower_step(batch, step, learning_rate, refresh):
+    def tower_step(batch, step, learning_rate):
         if time_towers:
             started = _time_after([batch["label"]])
             with tf.control_dependencies([started]):
                 batch = {name: tf.identity(value) for name, value in batch.items()}
         statistics_before = [tf.identity(variable.value) for variable in statistics]
         rows = None if head is None else head.prepare(batch["label"], step)
-        own, own_loss, gradients, factors = differentiated(batch, rows, refresh)
+        own, own_loss, gradients = differentiated(batch, rows)
         if time_towers:
             computed = _time_after(gradients)
         gradients, row_gradients = gradients[: len(variables)], gradients[len(variables) :]
         own_weight = tf.cast(tf.reduce_sum(own.weights), own_loss.dtype)
         sums = towers.sum_gradients(
-            [*gradients, *(tf.identity(variable.value) for variable in statistics), *factors, own_loss, own_weight]
+            [*gradients, *(tf.identity(variable.value) for variable in statistics), own_loss, own_weight]
         )
-        sums, factors = [*sums[: len(sums) - 2 - len(factors)], *sums[-2:]], sums[len(sums) - 2 - len(factors) : -2]
         loss, weight = sums[-2:]
         divisor = weight if loss_scale is None else weight * tf.cast(loss_scale.value(), weight.dtype)
         gradients = [
             tf.math.divide_no_nan(gradient, tf.cast(divisor, gradient.dtype)) for gradient in sums[: len(variables)]
         ]
-        store_inverses = None
-        if refresh:
-            examples = tf.shape(batch["label"])[0] * towers.num_towers
-            layers = [Factors(*pair) for pair in zip(factors[::2], factors[1::2], strict=True)]
-            scale = None if loss_scale is None else loss_scale.value()
-            inverses, store_inverses = thor.renewed(layers, examples, step, scale)
-        if thor is not None:
-            gradients = thor.preconditioned(gradients, variables, inverses if refresh else thor.stored())
         # Rows may be gigabytes: one multiplication of each value.
         share = tf.math.divide_no_nan(tf.ones([], divisor.dtype), divisor)
         row_gradients = [gradient * tf.cast(share, gradient.dtype) for gradient in row_gradients]
@@ -180,29 +161,22 @@ def make_train_step(
             loss_scale.update(keep)
         for commit in own.commits:
             commit(keep)
-        if store_inverses is not None:
-            store_inverses(keep)
         per_tower = {"loss": tf.math.divide_no_nan(own_loss, own_weight), **own.metrics}
-        if thor is not None:
-            per_tower |= thor.metrics()
         if time_towers:
             reduced = _time_after([computed, *sums])
             per_tower |= {"compute_seconds": computed - started, "reduce_seconds": reduced - computed}
         shared = {"loss": tf.math.divide_no_nan(loss, weight), "gradient_norm": norm, "finite": keep}
         return per_tower, shared
 
-    def traced(refresh):
-        @tf.function(autograph=False)
-        def train_step(batch, step, learning_rate):
-            per_tower, shared = towers.run(partial(tower_step, refresh=refresh), batch, step, learning_rate)
-            return (
-                {name: towers.stack(value) for name, value in per_tower.items()},
-                {name: towers.local_values(value)[0] for name, value in shared.items()},
-            )
+    @tf.function(autograph=False)
+    def train_step(batch, step, learning_rate):
+        per_tower, shared = towers.run(tower_step, batch, step, learning_rate)
+        return (
+            {name: towers.stack(value) for name, value in per_tower.items()},
+            {name: towers.local_values(value)[0] for name, value in shared.items()},
+        )
 
-        return train_step
-
-    return traced(False) if thor is None else thor.around(traced(False), traced(True))
+    return train_step
 
 
 def _parts(batch: dict[str, tf.Tensor], count: int) -> list[dict[str, tf.Tensor]]:
