@@ -18,7 +18,7 @@ from towers.heads.sharded import ShardedHead
 from towers.losses.margin import NormStatistics
 from towers.networks import decayed_variables, moving_statistics
 from towers.runs import dry_run, head_memory, pair_sets, pictures, plan, run, selected_classes
-from towers.training import margins, optimizers
+from towers.training import margins
 
 LOSS_OPTIONS = "loss margin_m1 margin_m2 margin_m3 scale sub_centres interclass_filtering_threshold logits_chunk"
 
@@ -64,8 +64,10 @@ def main(arguments) -> None:
     if arguments.pretrained_model:
         run.start_from(arguments.pretrained_model, network)
     trained, decayed = network.trainable_variables, decayed_variables(network)
+    # The margin makes a head's logits no linear function of its weights, so its gradients stay as they are.
+    thor = run.make_thor(towers, network, [], steps.epoch_size, **pick(run.THOR_OPTIONS))
     if arguments.dry_run:
-        print(dry_run.describe(vars(arguments), source, steps, network, trained, towers.num_towers))
+        print(dry_run.describe(vars(arguments), source, steps, network, trained, towers.num_towers, thor))
         return print(*head_lines(arguments, source, steps, network, towers.num_towers, sample_rate), sep="\n")
 
     shared = {"form": loss.form, "seed": arguments.seed, "dtype": dtype}
@@ -116,6 +118,7 @@ def main(arguments) -> None:
         accumulate=arguments.accumulate,
         validate_every_n_steps=arguments.verbose,
         best_by=pair_sets.BEST_BY,
+        thor=thor,
         **pick(run.OPTIONS),
     )
 
@@ -131,7 +134,7 @@ def head_lines(arguments, source, steps, network, num_towers, sample_rate) -> li
         arguments.accumulate,
         num_towers=num_towers,
         batch=steps.batch_size,
-        slots=optimizers.num_slots(arguments.optimizer),
+        slots=dry_run.num_slots(vars(arguments)),
         sample_rate=sample_rate or 1.0,
         chunk=arguments.logits_chunk,
         **options.pick(arguments, "head embedding_size sub_centres"),

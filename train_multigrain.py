@@ -57,8 +57,9 @@ def main(arguments) -> None:
     with_border = arguments.retrieval_loss == "margin"
     trained = [*network.trainable_variables, *head.trainable_variables]
     trained += border.variables().values() if with_border else ()
+    thor = run.make_thor(towers, network, [head], steps.epoch_size, **pick(run.THOR_OPTIONS))
     if arguments.dry_run:
-        return print(dry_run.describe(vars(arguments), source, steps, network, trained, towers.num_towers))
+        return print(dry_run.describe(vars(arguments), source, steps, network, trained, towers.num_towers, thor))
 
     objective = make_objective(
         head,
@@ -94,6 +95,7 @@ def main(arguments) -> None:
         options=options.recorded(arguments),
         model_facts={"class_names": source.class_names, **options.recorded(arguments, "data_dir")},
         classifier=lambda: tuple(values[: source.num_classes] for values in head.export()),
+        thor=thor,
         **pick(run.OPTIONS),
     )
 

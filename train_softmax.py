@@ -63,8 +63,9 @@ def main(arguments) -> None:
     heads = [head, *auxiliary_heads]
     head_weights = [variable for each in heads for variable in each.trainable_variables]
     trained = [*network.trainable_variables, *head_weights]
+    thor = run.make_thor(towers, network, heads, steps.epoch_size, **pick(run.THOR_OPTIONS))
     if arguments.dry_run:
-        return print(dry_run.describe(vars(arguments), source, steps, network, trained, towers.num_towers))
+        return print(dry_run.describe(vars(arguments), source, steps, network, trained, towers.num_towers, thor))
 
     objective = make_objective(
         head,
@@ -104,6 +105,7 @@ def main(arguments) -> None:
             **options.recorded(arguments, "lfw_dir lfw_pairs val_dir"),
         },
         classifier=head.export,
+        thor=thor,
         **pick(run.OPTIONS),
     )
 

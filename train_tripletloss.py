@@ -59,8 +59,9 @@ def main(arguments) -> None:
         **pick("mining mining_scope alpha soft_margin seed"),
     )
     trained = network.trainable_variables
+    thor = run.make_thor(towers, network, [], steps.epoch_size, **pick(run.THOR_OPTIONS))
     if arguments.dry_run:
-        return print(dry_run.describe(vars(arguments), source, steps, network, trained, towers.num_towers))
+        return print(dry_run.describe(vars(arguments), source, steps, network, trained, towers.num_towers, thor))
 
     validators = []
     if arguments.lfw_dir:
@@ -86,6 +87,7 @@ def main(arguments) -> None:
         options=options.recorded(arguments),
         model_facts=options.recorded(arguments, "lfw_dir lfw_pairs"),
         warn=warn_of_collapse(**pick("alpha soft_margin")),
+        thor=thor,
         **pick(run.OPTIONS),
     )
 

@@ -98,3 +98,41 @@ def test_heads_say_what_was_published_and_that_it_was_not_run():
         assert figure in text
         assert "NOT YET RUN" in text
         assert os.access(ROOT / "scripts" / f"{name}.sh", os.X_OK)
+
+
+def test_thor_as_it_was_released(project, tmp_path):
+    data = image_folder(tmp_path / "images")
+    environment = {"DATA": str(data), "TOWERS": "8", "OUT": str(tmp_path / "run")}
+    result = start(project, "scripts/train_resnet50_thor.sh", "--seed", "3", **environment)
+    assert result.returncode == 0, result.stderr
+    (train,) = calls(project)
+    assert train[0] == "train_multigrain.py"
+    options = parsed(train[1:])
+    assert (str(options.data_dir), str(options.val_dir)) == (str(data / "train"), str(data / "val"))
+    assert str(options.run_dir) == str(tmp_path / "run")
+    assert (options.towers, options.batch_size, options.precision, options.loss_scale) == (8, 256, "float16", 128)
+    assert (options.classification_weight, options.copies, options.gem_p) == (1, 1, 1)
+    assert (options.optimizer, options.thor_optimizer, options.weight_decay) == ("THOR", "MOM", 5e-4)
+    assert (options.thor_interval, options.thor_damping, options.thor_damping_decay) == (834, 0.03, 0.50036)
+    assert (options.learning_rate, options.learning_rate_power) == (0.05803, 4.0839)
+    assert options.learning_rate_schedule == "thor"
+    assert (options.learning_rate_end_epoch, options.learning_rate_halving_epochs) == (53, (39, 40))
+    assert (options.max_epochs, options.label_smoothing, options.seed) == (45, 0.1, 3)
+    # Six refreshes an epoch.
+    assert -(-1_281_167 // options.batch_size) // options.thor_interval == 6
+
+
+def test_thor_without_data_on_the_drawn_standin(project):
+    assert start(project, "scripts/train_resnet50_thor.sh").returncode == 0
+    prepare, train = calls(project)
+    assert prepare[0] == "data/mini_imagenet/prepare.py"
+    options = parsed(train[1:])
+    assert (options.network, options.embedding_size, options.image_size) == ("resnet10", 512, 64)
+    assert (options.precision, options.optimizer, options.towers) == ("float32", "THOR", 2)
+    assert options.max_epochs < options.learning_rate_end_epoch
+
+
+def test_the_head_of_the_thor_launcher():
+    text = (ROOT / "scripts" / "train_resnet50_thor.sh").read_text()
+    assert "top-1 75.9 in 45 epochs" in text
+    assert text.count("not yet run") == 2

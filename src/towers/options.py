@@ -16,7 +16,9 @@ from .networks import ALIASES, EMBEDDING_HEADS, NETWORKS, NORMS
 from .training.loop import Interrupted
 from .training.margins import DEFAULT_SCALE, LOSSES
 from .training.multigrain import RETRIEVAL_LOSSES
-from .training.optimizers import OPTIMIZERS
+from .training.optimizers import OPTIMIZERS, THOR
+from .training.schedules import DECAYS
+from .training.thor import SAMPLED_SIDE
 from .training.triplets import MINING_SCOPES
 
 # Folders of the training sets that InsightFace calls so.
@@ -74,6 +76,15 @@ def _steps(text: str) -> tuple[int, ...]:
     if not steps or min(steps) < 1:
         raise ValueError(text)
     return steps
+
+
+def _epochs(text: str) -> tuple[float, ...]:
+    return tuple(float(epoch) for epoch in text.split(",") if epoch.strip())
+
+
+def _shares(text: str) -> tuple[float, float]:
+    first, second = (float(share) for share in text.split(","))
+    return first, second
 
 
 def _insightface_dataset(name: str) -> Path:
@@ -415,7 +426,13 @@ def add_network(parser: Parser, *, network: str, embedding_size: int) -> None:
 
 def add_optimizer(parser: Parser, *, optimizer: str, learning_rate: float) -> None:
     group = parser.add_argument_group("optimizer and learning rate")
-    group.add_argument("--optimizer", choices=OPTIMIZERS, default=optimizer, help="MOM: momentum 0.9, Nesterov")
+    group.add_argument(
+        "--optimizer",
+        type=str.upper,
+        choices=(*OPTIMIZERS, THOR),
+        default=optimizer,
+        help="MOM: momentum 0.9, Nesterov; THOR: gradients preconditioned by Kronecker factors, see below",
+    )
     group.add_argument(
         "--learning_rate",
         "--lr",
@@ -425,12 +442,17 @@ def add_optimizer(parser: Parser, *, optimizer: str, learning_rate: float) -> No
     parser.set_defaults(default_learning_rate=learning_rate)
     group.add_argument(
         "--learning_rate_schedule",
-        choices=("exponential", "cosine", "polynomial", "step"),
+        choices=DECAYS,
         default="cosine",
-        help="cosine, polynomial: to 0 at the end of the run; step: a tenth at each of --lr_steps",
+        help="cosine, polynomial, linear: to 0 at the end of the run; step: a tenth at each of --lr_steps; "
+        "thor: rate * (1 - epoch / --learning_rate_end_epoch) ^ --learning_rate_power",
     )
     group.add_argument("--lr_steps", type=_steps, default=(), help="steps of --learning_rate_schedule step, as 100,200")
-    group.add_argument("--learning_rate_power", type=float, default=1.0, help="power of the polynomial schedule")
+    group.add_argument("--learning_rate_power", type=float, default=1.0, help="power of polynomial and thor")
+    group.add_argument("--learning_rate_end_epoch", type=float, help="epoch at which the rate of thor would be 0")
+    group.add_argument(
+        "--learning_rate_halving_epochs", type=_epochs, default=(), help="epochs that halve the rate of thor, as 39,40"
+    )
     group.add_argument("--learning_rate_decay_epochs", type=int, default=100, help="epochs between decays")
     group.add_argument("--learning_rate_decay_factor", type=float, default=1.0, help="factor of a decay")
     group.add_argument(
@@ -441,10 +463,36 @@ def add_optimizer(parser: Parser, *, optimizer: str, learning_rate: float) -> No
     group.add_argument("--weight_decay", type=float, default=5e-4, help="L2 factor; not on BN, biases, PReLU")
     group.add_argument("--clip_norm", type=float, default=0.0, help="largest norm of the gradient, 0: any")
     group.add_argument(
+        "--loss_scale",
+        type=float,
+        help="fixed factor of a tower's mean loss (default: 1; with --precision float16 one that is steered)",
+    )
+    group.add_argument(
         "--moving_average_decay",
         type=float,
         default=0.9999,
         help="of the averaged weights that are validated and exported, 0: none",
+    )
+
+    group = parser.add_argument_group("--optimizer thor")
+    group.add_argument(
+        "--thor_optimizer", choices=OPTIMIZERS, default="MOM", help="what takes the preconditioned gradients"
+    )
+    group.add_argument("--thor_interval", type=int, default=20, help="steps between refreshes of the inverses")
+    group.add_argument(
+        "--thor_trace_rule",
+        type=_shares,
+        metavar="W1,W2",
+        help="refresh a layer only where its trace changed by more than the share W1, and never again once by less "
+        "than W2, as 0.01,0.001 (default: all layers, always)",
+    )
+    group.add_argument("--thor_damping", type=float, default=0.03, help="first damping lambda")
+    group.add_argument("--thor_damping_decay", type=float, default=0.5, help="factor of it in ten epochs")
+    group.add_argument(
+        "--thor_map_side",
+        type=int,
+        default=SAMPLED_SIDE,
+        help="positions a side of a map that statistics are taken from, about; 0: all",
     )
 
 

@@ -12,6 +12,7 @@ OTHER_NETWORKS = {
 
 def relative_difference(one, other):
     """Largest difference of two arrays, relative to the largest magnitude of the first."""
+    one, other = np.float64(one), np.float64(other)
     return np.abs(one - other).max(initial=0) / max(np.abs(one).max(initial=0), 1e-12)
 
 

@@ -22,6 +22,7 @@ from towers.training.averaging import WeightAverage
 from towers.training.classification import make_objective
 from towers.training.loss_scale import LossScale
 from towers.training.step import make_train_step
+from towers.training.thor import Thor
 
 NUM_CLASSES = 5
 
@@ -48,11 +49,14 @@ def main(
     prelogits_norm_loss_factor=1e-3,
     auxiliary=False,
     auxiliary_loss_factor=0.3,
+    thor=None,
+    accumulate=1,
 ) -> dict[str, np.ndarray]:
     """Train a few steps.
 
     Args:
       poison: [step, index in the global batch] whose picture is made NaN.
+      thor: arguments of ``Thor``, which then preconditions the network and all heads.
       auxiliary: with auxiliary classifiers; ``small`` gets two, after its first and its third block.
     """
     spread = run.set_up(towers=towers, reduction=reduction, precision=precision, seed=1)
@@ -84,6 +88,8 @@ def main(
         rule.build(trained)
         average = WeightAverage(trained, 0.9)
         loss_scale = LossScale() if precision == "float16" else None
+    if thor is not None:
+        thor = Thor(spread, model, heads, **{"damping": 0.03, "damping_decay": 0.5, "epoch_size": 5, **thor})
     train_step = make_train_step(
         spread,
         model,
@@ -104,6 +110,8 @@ def main(
         clip_norm=clip_norm,
         average=average,
         loss_scale=loss_scale,
+        thor=thor,
+        accumulate=accumulate,
     )
     random = np.random.default_rng(0)
     share = batch_size // towers
@@ -123,6 +131,8 @@ def main(
         for name in ("loss", "gradient_norm", "finite"):
             logs[name].append(shared[name].numpy())
         logs["tower_losses"].append(per_tower["loss"].numpy())
+        if thor is not None:
+            logs.setdefault("thor_refreshed", []).append(shared["thor_refreshed"].numpy())
         for name in ("main", *(each.name for each in auxiliary_heads)):
             logs.setdefault(f"tower_{name}", []).append(per_tower[name].numpy())
     variables = {
@@ -132,6 +142,8 @@ def main(
         **centers.variables(),
         **{f"average/{name}": variable for name, variable in average.variables().items()},
     }
+    if thor is not None:
+        variables |= {f"thor/{name}": variable for name, variable in thor.variables().items()}
     if loss_scale is not None:
         variables |= {f"loss_scale/{name}": variable for name, variable in loss_scale.variables().items()}
     results = {name: np.asarray(values, np.float64) for name, values in logs.items()}

@@ -135,7 +135,11 @@ class TestBuild:
             ({"learning_rate": -1.0}, "--learning_rate_schedule_file"),
             ({"learning_rate": 0.1, "decay": "cosine"}, "--max_steps"),
             ({"learning_rate": -1.0, "schedule_file": "x", "decay": "cosine", "total_steps": 9}, "--learning_rate"),
-            ({"learning_rate": 0.1, "decay": "linear"}, "linear"),
+            ({"learning_rate": 0.1, "decay": "sawtooth"}, "sawtooth.*linear"),
+            ({"learning_rate": 0.1, "decay": "linear"}, "--max_steps"),
+            ({"learning_rate": 0.1, "decay": "linear", "total_steps": 9, "power": 2.0}, "--learning_rate_power 2.0"),
+            ({"learning_rate": 0.1, "decay": "thor"}, "--learning_rate_end_epoch None"),
+            ({"learning_rate": 0.1, "decay": "thor", "end_epoch": -1.0}, "--learning_rate_end_epoch -1.0"),
         ],
     )
     def test_contradictions_are_refused(self, options, message):
@@ -160,3 +164,28 @@ def test_polynomial_decay_begins_after_the_warmup(power):
     assert [rate(step) for step in (60, 100, 120)] == pytest.approx([0.1 * 0.5**power, 0.0, 0.0])
     with pytest.raises(UserError, match="--max_steps or --max_epochs"):
         schedules.build(learning_rate=0.1, epoch_size=10, decay="polynomial")
+
+
+def test_linear_decay_begins_after_the_warmup():
+    rate = schedules.build(learning_rate=0.8, epoch_size=10, decay="linear", total_steps=100, warmup_steps=20)
+    assert [rate(step) for step in (9, 20, 60, 80, 100)] == pytest.approx([0.4, 0.8, 0.4, 0.2, 0.0])
+
+
+@pytest.mark.parametrize(
+    ("first", "end", "power", "rates"),
+    [
+        (0.05803, 53, 4.0839, [0.0580, 0.0387, 0.0247, 0.0084, 0.0019]),
+        (0.05672, 50, 4.9687, [0.0567, 0.0336, 0.0187, 0.0045, 0.0006]),
+        (0.045, 70, 6.0, [0.0450, 0.0289, 0.0179, 0.0060, 0.0016]),
+    ],
+)
+def test_thors_published_rates_at_epochs_0_5_10_20_30(first, end, power, rates):
+    rate = schedules.build(
+        learning_rate=first, epoch_size=100, decay="thor", end_epoch=end, power=power, halving_epochs=(39, 40)
+    )
+    assert [rate(100 * epoch - 1) for epoch in (0, 5, 10, 20, 30)] == pytest.approx(rates, abs=6e-5)
+    smooth = schedules.thor(first, 100, end, power)
+    assert rate(3898) == smooth(3898)
+    assert rate(3899) == 0.5 * smooth(3899)
+    assert rate(3999) == 0.25 * smooth(3999)
+    assert smooth(100 * end) == 0.0

@@ -1,6 +1,7 @@
 """A head whose class weights every tower holds whole: for a few thousand classes."""
 
 import math
+from collections.abc import Callable
 
 import keras
 import numpy as np
@@ -40,6 +41,8 @@ class ReplicatedHead:
     ):
         self.name = name
         self.form = form
+        # Called with the head, the embeddings and the logits wherever logits are made: THOR's way to see them.
+        self.observe: Callable | None = None
         if form is not None:
             num_classes *= form.sub_centres
         limit = math.sqrt(6.0 / (num_classes + embedding_size))
@@ -69,8 +72,12 @@ class ReplicatedHead:
     def logits(self, embeddings: tf.Tensor, rows: tuple) -> tf.Tensor:
         """[b, C] in the type of the weights, from un-normalised embeddings [b, D] of any float type."""
         weights, *bias = rows
-        logits = tf.matmul(tf.cast(embeddings, weights.dtype), weights, transpose_b=True)
-        return tf.nn.bias_add(logits, bias[0]) if bias else logits
+        embeddings = tf.cast(embeddings, weights.dtype)
+        logits = tf.matmul(embeddings, weights, transpose_b=True)
+        logits = tf.nn.bias_add(logits, bias[0]) if bias else logits
+        if self.observe is not None:
+            self.observe(self, embeddings, logits)
+        return logits
 
     def loss(self, embeddings: tf.Tensor, labels: tf.Tensor, rows: tuple, label_smoothing: float = 0.0) -> tf.Tensor:
         """Softmax cross entropy [b] of embeddings [b, D] with labels [b]."""

@@ -6,17 +6,20 @@ import keras
 import numpy as np
 
 from ..training import optimizers
+from ..training.thor import Thor
 from .plan import Plan
 
 
-def describe(options: dict, source, plan: Plan, network: keras.Model, trained: list, num_towers: int) -> str:
+def describe(
+    options: dict, source, plan: Plan, network: keras.Model, trained: list, num_towers: int, thor: Thor | None = None
+) -> str:
     """Options, counts, steps and an estimate of memory, as text.
 
     Args:
-      options: name -> value, with ``optimizer`` and ``moving_average_decay``.
+      options: name -> value, with ``optimizer``, ``thor_optimizer`` and ``moving_average_decay``.
       trained: trainable variables.
     """
-    slots = optimizers.num_slots(options["optimizer"])
+    slots = num_slots(options)
     averaged = options["moving_average_decay"] > 0
     counts = np.bincount(source.labels, minlength=source.num_classes)
     weights = sum(int(np.prod(variable.shape)) for variable in trained)
@@ -33,7 +36,16 @@ def describe(options: dict, source, plan: Plan, network: keras.Model, trained: l
         f"memory a tower: weights, gradients, {slots} optimizer slot(s){', average' if averaged else ''} "
         f"{kept / 1e6:.0f} MB; activations kept for the backward pass about {activations / 1e6:.0f} MB",
     ]
+    if thor is not None:
+        lines.append(
+            f"THOR: inverses of {len(thor.taps)} layers {thor.num_bytes / 1e6:.0f} MB, twice as much again at a refresh"
+        )
     return "\n".join(lines)
+
+
+def num_slots(options: dict) -> int:
+    """Values that the optimizer of these options keeps for each weight."""
+    return optimizers.num_slots(optimizers.rule_name(options["optimizer"], options["thor_optimizer"]))
 
 
 def network_bytes(options: dict, plan: Plan, network: keras.Model, num_towers: int, accumulate: int = 1) -> int:
@@ -44,7 +56,7 @@ def network_bytes(options: dict, plan: Plan, network: keras.Model, num_towers: i
     """
     values = sum(int(np.prod(variable.shape)) for variable in network.trainable_variables)
     value_bytes = 8 if network.dtype == "float64" else 4
-    copies = 3 + optimizers.num_slots(options["optimizer"]) + (options["moving_average_decay"] > 0)
+    copies = 3 + num_slots(options) + (options["moving_average_decay"] > 0)
     return values * value_bytes * copies + plan.batch_size // num_towers // accumulate * activation_bytes(network)
 
 

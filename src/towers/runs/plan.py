@@ -16,7 +16,8 @@ PEOPLE_OPTIONS = (
 )
 RATE_OPTIONS = (
     "learning_rate default_learning_rate learning_rate_schedule learning_rate_schedule_file "
-    "learning_rate_decay_epochs learning_rate_decay_factor learning_rate_power lr_steps warmup_steps warmup_epochs"
+    "learning_rate_decay_epochs learning_rate_decay_factor learning_rate_power learning_rate_end_epoch "
+    "learning_rate_halving_epochs lr_steps warmup_steps warmup_epochs"
 )
 
 
@@ -107,6 +108,8 @@ def learning_rates(
     learning_rate_decay_epochs: int,
     learning_rate_decay_factor: float,
     learning_rate_power: float = 1.0,
+    learning_rate_end_epoch: float | None = None,
+    learning_rate_halving_epochs: Sequence[float] = (),
     lr_steps: Sequence[int] = (),
     warmup_steps: int,
     warmup_epochs: float = 0.0,
@@ -131,4 +134,6 @@ def learning_rates(
         warmup_steps=warmup_steps or round(warmup_epochs * plan.epoch_size),
         boundaries=lr_steps,
         power=learning_rate_power,
+        end_epoch=learning_rate_end_epoch,
+        halving_epochs=learning_rate_halving_epochs,
     )

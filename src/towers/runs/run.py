@@ -2,7 +2,7 @@
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -15,22 +15,25 @@ from ..datasets.cropping import RandomResizedCrop
 from ..datasets.pipeline import Quarantine, train_dataset
 from ..distribution import Towers
 from ..errors import BadData, UserError
+from ..heads.replicated import ReplicatedHead
 from ..summaries import RunLog, highest_before
 from ..training import loop, optimizers, state
 from ..training.averaging import WeightAverage
 from ..training.loss_scale import LossScale
 from ..training.step import Head, Objective, make_train_step
+from ..training.thor import Thor, warn_of_failures
 from .folder import RunFolder
 from .plan import Plan
 
 OPTIONS = (
-    "optimizer weight_decay clip_norm moving_average_decay run_dir checkpoint_every_n_steps keep_checkpoints "
-    "validate_every_n_epochs log_every log_histograms max_bad_fraction audit_data time_towers"
+    "optimizer thor_optimizer loss_scale weight_decay clip_norm moving_average_decay run_dir checkpoint_every_n_steps "
+    "keep_checkpoints validate_every_n_epochs log_every log_histograms max_bad_fraction audit_data time_towers"
 )
 NETWORK_OPTIONS = (
     "network use_fixed_image_standardization image_size embedding_size embedding_head norm keep_probability sync_bn "
     "seed"
 )
+THOR_OPTIONS = "optimizer thor_interval thor_trace_rule thor_damping thor_damping_decay thor_map_side"
 POLICIES = {"float32": "float32", "float64": "float64", "bfloat16": "mixed_bfloat16", "float16": "mixed_float16"}
 
 
@@ -55,6 +58,41 @@ def network_arguments(*, network: str, use_fixed_image_standardization: bool, **
     return {"name": network, "standardization": "fixed" if use_fixed_image_standardization else "per_image", **others}
 
 
+def make_thor(
+    towers: Towers,
+    network: keras.Model,
+    heads: Sequence[ReplicatedHead],
+    epoch_size: int,
+    *,
+    optimizer: str,
+    thor_interval: int,
+    thor_trace_rule: tuple[float, float] | None,
+    thor_damping: float,
+    thor_damping_decay: float,
+    thor_map_side: int,
+) -> Thor | None:
+    """THOR for a network and its linear heads where ``optimizer`` is THOR, else None.
+
+    Raises:
+      UserError: a value out of range.
+    """
+    if optimizer != optimizers.THOR:
+        return None
+    if thor_map_side < 0:
+        raise UserError(f"--thor_map_side {thor_map_side}: give 1 or more positions, or 0 for all")
+    return Thor(
+        towers,
+        network,
+        heads,
+        damping=thor_damping,
+        damping_decay=thor_damping_decay,
+        epoch_size=epoch_size,
+        interval=thor_interval,
+        trace_rule=thor_trace_rule,
+        largest_side=thor_map_side or None,
+    )
+
+
 def train(
     *,
     towers: Towers,
@@ -71,6 +109,8 @@ def train(
     other_state: dict,
     learning_rate: Callable[[int], float | None],
     optimizer: str,
+    thor_optimizer: str,
+    loss_scale: float | None,
     weight_decay: float,
     clip_norm: float,
     moving_average_decay: float,
@@ -95,6 +135,7 @@ def train(
     accumulate: int = 1,
     validate_every_n_steps: int = 0,
     best_by: str | None = None,
+    thor: Thor | None = None,
 ) -> Path:
     """Train, validate and export; goes on where the run folder's newest checkpoint ends.
 
@@ -111,17 +152,24 @@ def train(
       model_facts: what else ``model.json`` records.
       warn: the metrics of a logged step -> a line for the user, or None.
       classifier: gives the class weights [C, D] and bias [C] for the model folder, None: it gets none.
+      thor: what ``make_thor`` made; ``thor_optimizer`` then takes its gradients.
+      loss_scale: fixed factor of the mean loss of a tower's pictures; None: 1, with float16 one that is steered.
       head, accumulate: see ``make_train_step``; the head's variables are among ``other_state``.
       best_by: the validation metric whose highest value keeps its model in ``best/``.
 
     Returns:
       The run folder.
     """
+    if loss_scale is not None and not 0 < loss_scale < float("inf"):
+        raise UserError(f"--loss_scale {loss_scale}: must be above 0; 128 and 1024 are published ones")
     with towers.scope():
-        tower_optimizer = optimizers.build(optimizer)
+        tower_optimizer = optimizers.build(optimizers.rule_name(optimizer, thor_optimizer))
         tower_optimizer.build(trained)
         average = WeightAverage(trained, moving_average_decay) if moving_average_decay else None
-        loss_scale = LossScale() if float16 else None
+        scale = LossScale() if float16 else None
+        if loss_scale is not None:
+            # Ours multiplies the sum over a tower's pictures.
+            scale = LossScale(loss_scale * towers.num_towers / plan.batch_size, growth_interval=None)
     variables = {
         **state.named("network", network.variables),
         **{f"optimizer/{name}": variable for name, variable in optimizers.state(tower_optimizer).items()},
@@ -129,8 +177,10 @@ def train(
     }
     if average is not None:
         variables |= {f"average/{name}": variable for name, variable in average.variables().items()}
-    if loss_scale is not None:
-        variables |= {f"loss_scale/{name}": variable for name, variable in loss_scale.variables().items()}
+    if thor is not None:
+        variables |= {f"thor/{name}": variable for name, variable in thor.variables().items()}
+    if scale is not None and loss_scale is None:
+        variables |= {f"loss_scale/{name}": variable for name, variable in scale.variables().items()}
 
     folder = RunFolder(run_dir, options)
     fingerprint = source.fingerprint()
@@ -173,10 +223,11 @@ def train(
             weight_decay=weight_decay,
             clip_norm=clip_norm,
             average=average,
-            loss_scale=loss_scale,
+            loss_scale=scale,
             time_towers=time_towers,
             head=head,
             accumulate=accumulate,
+            thor=thor,
         )
 
         if hasattr(head, "around"):
@@ -230,7 +281,7 @@ def train(
             check_data=lambda: quarantine.check(max_bad_fraction),
             seen=seen,
             records_of_step=lambda step: _names(source, order, step, plan.batch_size),
-            warn=warn,
+            warn=_joined([watch for watch in (warn, warn_of_failures) if watch is not None]),
             overflow_allowed=float16,
             validate_every_n_steps=validate_every_n_steps,
         )
@@ -241,6 +292,11 @@ def train(
         log.text(f"{steps} steps done: {folder.path}; model: {folder.path / 'model'}; curves: curves.png")
         log.text(_tensorboard(folder.path))
     return folder.path
+
+
+def _joined(watches: list[Callable[[dict], str | None]]) -> Callable[[dict], str | None]:
+    """The lines of all watches, or None."""
+    return lambda metrics: "\n".join(filter(None, (watch(metrics) for watch in watches))) or None
 
 
 def start_from(folder: Path, network: keras.Model) -> None:

@@ -11,6 +11,8 @@ from ..errors import Diverged
 from ..summaries import RunLog
 
 LARGEST_OVERFLOW_RUN = 20
+# What every step gives beside the values of its towers; the others are counts, which are added up.
+_SHARED = ("loss", "gradient_norm", "finite")
 
 
 class Interrupted(Exception):
@@ -167,6 +169,7 @@ class _Window:
             "data_wait": self.waited / seconds,
             "gradient_norm": float(shared["gradient_norm"][-1]),
             **{name: float(values.mean()) for name, values in means.items() if name != "loss"},
+            **{name: int(values.sum()) for name, values in shared.items() if name not in _SHARED},
             **{f"tower_{name}": values.tolist() for name, values in means.items() if name.endswith("_seconds")},
         }
         if not finite.all():

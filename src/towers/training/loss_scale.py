@@ -1,4 +1,4 @@
-"""Loss scaling for float16: decided from the gradients of all towers together, alike on every tower."""
+"""Loss scaling: decided from the gradients of all towers together, alike on every tower, or fixed."""
 
 import tensorflow as tf
 
@@ -10,10 +10,10 @@ class LossScale:
 
     Args:
       initial: first factor, a power of two; it multiplies a sum over a tower's batch, not a mean.
-      growth_interval: good steps in a row before the factor doubles.
+      growth_interval: good steps in a row before the factor doubles; None: it stays as it is.
     """
 
-    def __init__(self, initial: float = 2.0**10, growth_interval: int = 2000):
+    def __init__(self, initial: float = 2.0**10, growth_interval: int | None = 2000):
         self.growth_interval = growth_interval
         self.scale = tf.Variable(initial, dtype=tf.float32, trainable=False, name="loss_scale")
         self.good_steps = tf.Variable(0, dtype=tf.int64, trainable=False, name="good_steps")
@@ -24,6 +24,8 @@ class LossScale:
 
     def update(self, keep: tf.Tensor) -> None:
         """Inside ``Towers.run``: take in whether all gradients were finite."""
+        if self.growth_interval is None:
+            return
         good_steps = tf.where(keep, self.good_steps + 1, tf.zeros([], tf.int64))
         grown = good_steps >= self.growth_interval
         factor = tf.where(keep, tf.where(grown, 2.0, 1.0), 0.5)

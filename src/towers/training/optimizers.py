@@ -144,6 +144,11 @@ def apply_updates(
     tf.cond(keep, update, lambda: tf.constant(False))
 
 
+def rule_name(optimizer: str, thor_optimizer: str) -> str:
+    """The rule that updates the weights: with THOR, which only changes the gradients, ``thor_optimizer``."""
+    return thor_optimizer if optimizer == THOR else optimizer
+
+
 def num_slots(name: str) -> int:
     """How many values the optimizer of that name keeps for each weight."""
     return len(_rules(momentum=0.9)[name].slots)
@@ -206,3 +211,5 @@ def _no_stored_learning_rate():
 
 
 OPTIMIZERS = tuple(_rules(momentum=0.9))
+# The value of --optimizer that stands for ``thor.Thor`` before one of them.
+THOR = "THOR"

@@ -8,6 +8,7 @@ from pathlib import Path
 from ..errors import UserError
 
 Schedule = Callable[[int], float | None]
+DECAYS = ("exponential", "cosine", "polynomial", "linear", "step", "thor")
 
 
 def constant(learning_rate: float) -> Schedule:
@@ -50,6 +51,25 @@ def polynomial(learning_rate: float, total_steps: int, power: float = 1.0, first
 
     def rate(step):
         return learning_rate * (1.0 - min(max(step - first_step, 0) / length, 1.0)) ** power
+
+    return rate
+
+
+def thor(
+    learning_rate: float, epoch_size: int, end_epoch: float, power: float, halving_epochs: Sequence[float] = ()
+) -> Schedule:
+    """``learning_rate * (1 - e / end_epoch) ** power`` with e = (step + 1) / epoch_size, 0 from ``end_epoch`` on.
+
+    Half of it from each of ``halving_epochs`` on. The law of THOR's released configurations, which end before it does.
+
+    Args:
+      epoch_size: steps of an epoch.
+    """
+
+    def rate(step):
+        epoch = (step + 1) / epoch_size
+        halvings = sum(epoch >= halving for halving in halving_epochs)
+        return learning_rate * max(1.0 - epoch / end_epoch, 0.0) ** power * 0.5**halvings
 
     return rate
 
@@ -111,6 +131,8 @@ def build(
     warmup_steps: int = 0,
     boundaries: Sequence[int] = (),
     power: float = 1.0,
+    end_epoch: float | None = None,
+    halving_epochs: Sequence[float] = (),
 ) -> Schedule:
     """Choose a schedule from the values of the options.
 
@@ -120,9 +142,11 @@ def build(
       first_epoch: see ``from_file``.
       decay: ``exponential`` (by ``decay_factor`` every ``decay_epochs``; it also applies to a file's rates, as in
         facenet), ``cosine`` (to ``final_learning_rate`` at ``total_steps``), ``polynomial`` (to 0 at ``total_steps``,
-        counted from the end of the warm-up) or ``step`` (a tenth at each of ``boundaries``, in steps).
+        counted from the end of the warm-up), ``linear`` (the same with power 1), ``step`` (a tenth at each of
+        ``boundaries``, in steps) or ``thor`` (see there).
       warmup_steps: see ``with_warmup``; 0: none.
-      power: of ``polynomial``.
+      power: of ``polynomial`` and ``thor``.
+      end_epoch, halving_epochs: of ``thor``.
 
     Raises:
       UserError: the options contradict each other, or the file is bad.
@@ -146,7 +170,18 @@ def build(
         if not boundaries:
             raise UserError("--learning_rate_schedule step needs --lr_steps, such as 100000,160000,220000")
         schedule = stepwise(learning_rate, boundaries)
-    elif decay in ("cosine", "polynomial"):
+    elif decay == "thor":
+        if end_epoch is None or not end_epoch > 0:
+            raise UserError(
+                f"--learning_rate_schedule thor with --learning_rate_end_epoch {end_epoch}: give the epoch at which "
+                "the rate would be 0; published are 50 to 70"
+            )
+        schedule = thor(learning_rate, epoch_size, end_epoch, power, halving_epochs)
+    elif decay == "linear" and power != 1:
+        raise UserError(
+            f"--learning_rate_power {power}: linear decay has power 1; give --learning_rate_schedule polynomial"
+        )
+    elif decay in ("cosine", "polynomial", "linear"):
         if not total_steps:
             raise UserError(f"{decay} decay needs an end: --max_steps or --max_epochs")
         if decay == "cosine":
@@ -154,9 +189,7 @@ def build(
         else:
             schedule = polynomial(learning_rate, total_steps, power, first_step=warmup_steps)
     else:
-        raise UserError(
-            f"learning-rate decay {decay}: there is no such decay; choose exponential, cosine, polynomial or step"
-        )
+        raise UserError(f"learning-rate decay {decay}: there is no such decay; choose one of {', '.join(DECAYS)}")
     return with_warmup(schedule, warmup_steps) if warmup_steps else schedule
 
 

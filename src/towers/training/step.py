@@ -5,6 +5,7 @@ A script differs from another by its objective, a function of (network, batch) t
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple, Protocol
 
 import keras
@@ -15,6 +16,7 @@ from ..distribution import Towers, sum_over_towers
 from .averaging import WeightAverage
 from .loss_scale import LossScale
 from .optimizers import apply_updates
+from .thor import Thor
 
 
 class TowerLosses(NamedTuple):
@@ -67,6 +69,7 @@ def make_train_step(
     time_towers: bool = False,
     head: Head | None = None,
     accumulate: int = 1,
+    thor: Thor | None = None,
 ) -> Callable:
     """Make the function of (batch, step, learning rate) that trains every tower by one step.
 
@@ -81,17 +84,19 @@ def make_train_step(
       head: class weights of its own kind; their gradient is not summed over the towers, but counts in the norm.
       accumulate: parts of a tower's batch that pass the network one after the other, so that memory is that of a part.
         The losses, and so the gradients, are those of the whole batch; BatchNormalization sees a part at a time.
+      thor: preconditions the summed and clipped gradients, before weight decay; its statistics travel with them.
       time_towers: add ``compute_seconds`` (from the batch to the gradients) and ``reduce_seconds`` (from then until the
         sums over the towers are there, waiting for slower towers included) to the values of each tower.
 
     Returns:
-      A function whose results are ({name: [R]}, {name: scalar}): values of each tower, and those shared by all.
+      A function whose results are ({name: [R]}, {name: scalar}): values of each tower, and those shared by all; with
+      ``thor`` these count the layers that were refreshed, and those where that failed.
     """
     decayed_ids = {id(variable) for variable in decayed}
 
-    def differentiated(batch, rows):
-        """TowerLosses of a tower's batch, their sum, and its gradients by the variables and the rows' weights."""
-        own, gradients = [], None
+    def differentiated(batch, rows, refresh):
+        """TowerLosses of a tower's batch, their sum, its gradients by variables and rows' weights, and THOR's sums."""
+        own, gradients, factors = [], None, []
         for part in _parts(batch, accumulate):
             # One after the other: the memory of a part is free before the next one takes it.
             with tf.control_dependencies(gradients or []):
@@ -102,30 +107,35 @@ def make_train_step(
                     tape.watch(rows.weights)
                     part["rows"] = rows
                     sources.append(rows.weights)
-                own.append(objective(network, part))
+                own.append(objective(thor.recording() if refresh else network, part))
+                inputs, outputs = thor.recorded() if refresh else ([], [])
                 own_loss = tf.reduce_sum(own[-1].losses)
                 target = own_loss if loss_scale is None else own_loss * tf.cast(loss_scale.value(), own_loss.dtype)
-            new = tape.gradient(target, sources, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+            new = tape.gradient(target, [*sources, *outputs], unconnected_gradients=tf.UnconnectedGradients.ZERO)
+            new, of_outputs = new[: len(sources)], new[len(sources) :]
+            if refresh:
+                more = thor.factor_sums(inputs, of_outputs)
+                factors = [total + part for total, part in zip(factors, more, strict=True)] if factors else more
             gradients = new if gradients is None else [total + more for total, more in zip(gradients, new, strict=True)]
         own = _joined(own)
-        return own, tf.reduce_sum(own.losses), gradients
+        return own, tf.reduce_sum(own.losses), gradients, factors
 
-    def tower_step(batch, step, learning_rate):
+    def tower_step(batch, step, learning_rate, refresh):
         if time_towers:
             started = _time_after([batch["label"]])
             with tf.control_dependencies([started]):
                 batch = {name: tf.identity(value) for name, value in batch.items()}
         statistics_before = [tf.identity(variable.value) for variable in statistics]
         rows = None if head is None else head.prepare(batch["label"], step)
-        own, own_loss, gradients = differentiated(batch, rows)
+        own, own_loss, gradients, factors = differentiated(batch, rows, refresh)
         if time_towers:
             computed = _time_after(gradients)
         gradients, row_gradients = gradients[: len(variables)], gradients[len(variables) :]
         own_weight = tf.cast(tf.reduce_sum(own.weights), own_loss.dtype)
         sums = towers.sum_gradients(
-            [*gradients, *(tf.identity(variable.value) for variable in statistics), own_loss, own_weight]
+            [*gradients, *(tf.identity(variable.value) for variable in statistics), *factors, own_loss, own_weight]
         )
-        loss, weight = sums[-2:]
+        factors, (loss, weight) = sums[len(variables) + len(statistics) : -2], sums[-2:]
         divisor = weight if loss_scale is None else weight * tf.cast(loss_scale.value(), weight.dtype)
         gradients = [
             tf.math.divide_no_nan(gradient, tf.cast(divisor, gradient.dtype)) for gradient in sums[: len(variables)]
@@ -144,6 +154,13 @@ def make_train_step(
                 [gradient * tf.cast(clip_norm / tf.maximum(norm, clip_norm), gradient.dtype) for gradient in part]
                 for part in (gradients, row_gradients)
             )
+        if thor is not None:
+            num_pictures = tf.size(batch["label"], tf.int64) * towers.num_towers
+            inverses = thor.refreshed(factors, num_pictures, divisor, step) if refresh else thor.stored()
+            gradients = thor.preconditioned(gradients, variables, inverses)
+            keep &= tf.math.is_finite(tf.linalg.global_norm(gradients))
+            if refresh:
+                thor.store(inverses, keep)
         if weight_decay:
             gradients = [
                 gradient + weight_decay * variable.value if id(variable) in decayed_ids else gradient
@@ -152,7 +169,7 @@ def make_train_step(
         apply_updates(optimizer, gradients, variables, learning_rate, keep)
         if head is not None:
             head.apply(rows, row_gradients[0], learning_rate, keep)
-        means = (total / towers.num_towers for total in sums[len(variables) : -2])
+        means = (total / towers.num_towers for total in sums[len(variables) : len(variables) + len(statistics)])
         for variable, mean, before in zip(statistics, means, statistics_before, strict=True):
             variable.assign(tf.where(keep, mean, before))
         if average is not None:
@@ -166,17 +183,26 @@ def make_train_step(
             reduced = _time_after([computed, *sums])
             per_tower |= {"compute_seconds": computed - started, "reduce_seconds": reduced - computed}
         shared = {"loss": tf.math.divide_no_nan(loss, weight), "gradient_norm": norm, "finite": keep}
+        if thor is not None:
+            shared |= {"thor_refreshed": inverses.refreshed, "thor_failed": inverses.failed}
         return per_tower, shared
 
-    @tf.function(autograph=False)
-    def train_step(batch, step, learning_rate):
-        per_tower, shared = towers.run(tower_step, batch, step, learning_rate)
-        return (
-            {name: towers.stack(value) for name, value in per_tower.items()},
-            {name: towers.local_values(value)[0] for name, value in shared.items()},
-        )
+    def traced(refresh):
+        @tf.function(autograph=False)
+        def train_step(batch, step, learning_rate):
+            per_tower, shared = towers.run(partial(tower_step, refresh=refresh), batch, step, learning_rate)
+            return (
+                {name: towers.stack(value) for name, value in per_tower.items()},
+                {name: towers.local_values(value)[0] for name, value in shared.items()},
+            )
 
-    return train_step
+        return train_step
+
+    plain = traced(refresh=False)
+    if thor is None:
+        return plain
+    refreshing = traced(refresh=True)
+    return lambda batch, step, rate: (refreshing if thor.is_due(int(step)) else plain)(batch, step, rate)
 
 
 def _parts(batch: dict[str, tf.Tensor], count: int) -> list[dict[str, tf.Tensor]]:
