@@ -38,13 +38,15 @@ def test_small_over_20_steps(train_synthetic, towers):
     assert_equal_runs(one, other, 1e-9)
 
 
-@pytest.mark.parametrize("reduction", ["nccl", "hierarchical"])
+@pytest.mark.parametrize("reduction", ["nccl", pytest.param("hierarchical", marks=pytest.mark.slow)])
 def test_every_reduction_gives_the_same(train_synthetic, reduction):
     one = train_synthetic(steps=3, towers=1)
     assert_equal_runs(one, train_synthetic(steps=3, towers=2, reduction=reduction), 1e-9)
 
 
-@pytest.mark.parametrize("optimizer", ["ADAGRAD", "ADADELTA", "ADAM", "RMSPROP"])
+@pytest.mark.parametrize(
+    "optimizer", ["ADAM", "RMSPROP", *(pytest.param(name, marks=pytest.mark.slow) for name in ("ADAGRAD", "ADADELTA"))]
+)
 def test_every_optimizer_with_clipping(train_synthetic, optimizer):
     options = {"steps": 3, "optimizer": optimizer, "clip_norm": 0.5}
     assert_equal_runs(train_synthetic(towers=1, **options), train_synthetic(towers=2, **options), 1e-9)
@@ -73,7 +75,7 @@ def test_other_networks_over_3_steps(train_synthetic, network, towers):
     assert_equal_runs(train_synthetic(towers=1, **options), train_synthetic(towers=towers, **options), 1e-9)
 
 
-@pytest.mark.parametrize("towers", [2, 4])
+@pytest.mark.parametrize("towers", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_auxiliary_classifiers(train_synthetic, towers):
     """Their losses are summed into the loss, by tower, and the update is that of one tower."""
     options = {"steps": 5, "auxiliary": True, "center_loss_factor": 0.0, "prelogits_norm_loss_factor": 0.0}
@@ -97,7 +99,7 @@ def test_googlenet_over_3_steps(train_synthetic, norm, towers):
     assert other["tower_aux2"].shape == (3, towers)
 
 
-@pytest.mark.parametrize("towers", [2, 4])
+@pytest.mark.parametrize("towers", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_float32_gradients_of_the_first_step(train_synthetic, towers):
     options = {"steps": 1, "precision": "float32", "optimizer": "SGD", "learning_rate": 1.0, "weight_decay": 0.0}
     one, other = train_synthetic(towers=1, **options), train_synthetic(towers=towers, **options)
@@ -115,7 +117,7 @@ def test_float32_gradients_of_the_first_step(train_synthetic, towers):
     assert compared > 10
 
 
-@pytest.mark.parametrize("towers", [1, 2])
+@pytest.mark.parametrize("towers", [2, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_nan_on_any_tower_changes_nothing_anywhere(train_synthetic, towers):
     poisoned = train_synthetic(steps=2, towers=towers, poison=[1, 7])
     clean = train_synthetic(steps=1, towers=towers)
