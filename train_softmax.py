@@ -15,6 +15,7 @@ from towers.datasets.order import Order
 from towers.heads.replicated import ReplicatedHead
 from towers.losses.center import CenterTable
 from towers.networks import decayed_variables, moving_statistics
+from towers.processes import ALONE
 from towers.runs import dry_run, pictures, plan, run, validation
 from towers.training.classification import make_objective
 
@@ -23,7 +24,7 @@ def make_parser() -> options.Parser:
     parser = options.Parser(__doc__)
     options.add_data(parser)
     options.add_filtering(parser)
-    options.add_towers(parser)
+    options.add_towers(parser, several_processes=True)
     options.add_batches(parser, batch_size=64)
     options.add_network(parser, network="small", embedding_size=128)
     options.add_optimizer(parser, optimizer="MOM", learning_rate=0.05)
@@ -33,12 +34,12 @@ def make_parser() -> options.Parser:
     return parser
 
 
-def main(arguments) -> None:
+def main(arguments, processes=ALONE) -> None:
     pick = partial(options.pick, arguments)
     if arguments.synthetic:
         vars(arguments).update(pictures.embedded_data_set(Path(__file__).parent))
     source, held_out, held_out_labels = pictures.training_pictures(**pick(pictures.OPTIONS))
-    towers = run.set_up(**pick("towers reduction precision deterministic seed"))
+    towers = run.set_up(**pick("towers reduction precision deterministic seed"), processes=processes)
     steps = plan.plan_steps(len(source), towers.num_towers, where=str(arguments.data_dir), **pick(plan.STEP_OPTIONS))
     learning_rate = plan.learning_rates(steps, **pick(plan.RATE_OPTIONS))
 
@@ -109,4 +110,4 @@ def main(arguments) -> None:
 
 
 if __name__ == "__main__":
-    options.call(main, make_parser())
+    options.call(main, make_parser(), several_processes=True)
