@@ -172,6 +172,17 @@ def test_a_run_of_two_processes_goes_on_in_one(faces, tmp_path):
 
 
 @pytest.mark.slow
+def test_the_launcher_starts_them(faces, tmp_path):
+    run_dir = tmp_path / "run"
+    result = run_python(
+        "scripts/launch.py", "--workers", "2", "--", *command("softmax", faces, run_dir, "--max_steps", "2")
+    )
+    assert "2 tower(s) x 4 images" in result.stdout
+    assert result.stdout.count("2 steps done") == 1
+    assert json.loads((run_dir / "options.json").read_text())["workers"] == 2
+
+
+@pytest.mark.slow
 def test_processes_that_see_different_folders_are_told(faces, tmp_path):
     folders = [("--run_dir", tmp_path / "a"), ("--run_dir", tmp_path / "b")]
     (code, _, errors), (own_code, _, own_errors) = Started(
