@@ -16,7 +16,7 @@ from .distribution import REDUCTIONS
 from .errors import UserError
 from .losses.triplet import MINING_RULES
 from .networks import ALIASES, EMBEDDING_HEADS, NETWORKS, NORMS
-from .processes import ALONE, Processes
+from .processes import ALONE, BEAT, SILENCE, Processes
 from .training.loop import Interrupted
 from .training.margins import DEFAULT_SCALE, LOSSES
 from .training.multigrain import RETRIEVAL_LOSSES
@@ -26,7 +26,16 @@ from .training.triplets import MINING_SCOPES
 # Folders of the training sets that InsightFace calls so.
 INSIGHTFACE_DATASETS = {"emore": "faces_emore", "retina": "ms1m-retinaface-t1"}
 PRECISIONS = ("float32", "bfloat16", "float16", "float64")
-_SECONDS_TO_NOTICE = 40
+# What TensorFlow raises when a process that it sums with is gone.
+_ERRORS_OF_LOST_PROCESSES = (
+    tf.errors.AbortedError,
+    tf.errors.CancelledError,
+    tf.errors.DeadlineExceededError,
+    tf.errors.FailedPreconditionError,
+    tf.errors.InternalError,
+    tf.errors.UnavailableError,
+    tf.errors.UnknownError,
+)
 
 
 class Parser(command_line.Parser):
@@ -78,7 +87,7 @@ def call(main: Callable[..., int | None], parser: Parser, *, several_processes: 
         exit_code = stop.exit_code
     except Exception as error:
         # A sum over the processes fails in TensorFlow before, or after, the lost process is noticed here.
-        lost = processes.lost(_SECONDS_TO_NOTICE if isinstance(error, tf.errors.OpError) else 0)
+        lost = processes.lost(SILENCE + BEAT if isinstance(error, _ERRORS_OF_LOST_PROCESSES) else 0)
         if lost is None:
             traceback.print_exc()
             processes.fail(f"{type(error).__name__}: {error}".splitlines()[0])

@@ -17,8 +17,9 @@ from importlib import metadata
 from . import __version__
 from .errors import PeerLost, UserError
 
-# A process is lost when it has said nothing for SILENCE seconds; each says something every BEAT seconds.
-BEAT, SILENCE = 5.0, 30.0
+# A process is lost when it has said nothing for SILENCE seconds; each says something every BEAT seconds. Writing a
+# large array keeps Python's other threads waiting for some seconds.
+BEAT, SILENCE = 5.0, 40.0
 # Seconds that a process has to end by its own error when another has ended.
 GRACE = 3.0
 _LONGEST_GREETING = 1 << 20
@@ -135,6 +136,8 @@ class Processes:
 
     def lost(self, seconds: float = 0.0) -> PeerLost | None:
         """The error of a lost process, waiting so long for it to show; from then on the caller ends this process."""
+        if not self._peers:
+            return None
         with self._changed:
             self._changed.wait_for(lambda: self._verdict is not None, timeout=seconds)
             if self._verdict is None:

@@ -86,10 +86,12 @@ def assert_same_run(one, other, step):
     assert before.keys() == after.keys()
     for name, values in before.items():
         np.testing.assert_allclose(after[name], values, rtol=1e-9, atol=1e-9, err_msg=name)
-    (validated,), (others) = metrics_of(one, "validation"), metrics_of(other, "validation")
-    assert {name for name in validated if name.startswith("lfw_")}
-    for name, value in validated.items():
-        assert others[0][name] == pytest.approx(value, rel=1e-6), name
+    (validated,), (other_validated,) = metrics_of(one, "validation"), metrics_of(other, "validation")
+    assert validated.keys() == other_validated.keys()
+    figures = [name for name in validated if name.startswith("lfw_")]
+    assert figures
+    for name in figures:
+        assert other_validated[name] == pytest.approx(validated[name], rel=1e-6), name
 
 
 @pytest.mark.slow
@@ -191,6 +193,39 @@ def test_processes_that_see_different_folders_are_told(faces, tmp_path):
     assert (code, own_code) == (75, 74)
     for text in (errors, own_errors):
         assert "give one on a disk that all machines share" in text
+
+
+FAILS_IN_A_SUM = """
+import os, signal, sys, time
+import tensorflow as tf
+from towers import options
+
+def main(arguments, processes):
+    if processes.index == 1:
+        time.sleep(1)
+        os.kill(os.getpid(), signal.SIGKILL)
+    raise tf.errors.UnavailableError(None, None, "Connection reset by peer")
+
+parser = options.Parser("Fails as TensorFlow does.")
+options.add_towers(parser, several_processes=True)
+options.call(main, parser, several_processes=True)
+"""
+
+
+def test_what_tensorflow_says_of_a_lost_process_becomes_one_line(tmp_path):
+    path = tmp_path / "fails.py"
+    path.write_text(FAILS_IN_A_SUM)
+    (code, _, errors), _ = Started([path]).end()
+    assert code == 75
+    assert re.fullmatch(r"fails\.py: worker 1 \(localhost:\d+\) is gone: .*goes on from the last checkpoint\n", errors)
+
+
+def test_the_same_error_of_a_process_alone_is_shown_at_once(tmp_path):
+    path = tmp_path / "fails.py"
+    path.write_text(FAILS_IN_A_SUM)
+    result = run_python(path, check=False, timeout=40)
+    assert result.returncode == 1
+    assert "Connection reset by peer" in result.stderr
 
 
 def test_other_options_in_a_process_end_both_before_anything_starts(faces, tmp_path):
