@@ -4,6 +4,7 @@ python train_multi_gpu.py --synthetic --network small --image_size 64 --embeddin
 python train_multi_gpu.py --dataset emore --network r100 --loss arcface --lfw_dir LFW --lfw_pairs pairs.txt
 python train_multi_gpu.py --data_dir FACES --loss cosface --head sampled --sample_rate 0.1 --towers 8 --batch_size 512
 python train_multi_gpu.py --data_dir FACES --head selected --num_selected 1000 --selector forest
+python scripts/launch.py --hosts gpu1 gpu2 -- train_multi_gpu.py --data_dir FACES --run_dir /shared/runs/mine
 python train_multi_gpu.py --data_dir FACES --towers 8 --identities 1000000 --card_memory 11 --dry_run
 """
 

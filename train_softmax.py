@@ -4,6 +4,7 @@ python train_softmax.py --synthetic
 python train_softmax.py --network googlenet --data_dir IMAGES/train --val_dir IMAGES/test --image_size 84 --random_flip
 python train_softmax.py --data_dir FACES --lfw_dir LFW --lfw_pairs pairs.txt --towers 2 --max_epochs 20
 python train_softmax.py --data_dir FACES --lfw_dir LFW --run_dir runs/mine     # once more: goes on where it ended
+python scripts/launch.py --workers 2 -- train_softmax.py --synthetic           # two processes; machines: --hosts
 """
 
 from functools import partial

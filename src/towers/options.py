@@ -180,8 +180,12 @@ def add_towers(parser: Parser, *, training: bool = True, several_processes: bool
     )
     if not training:
         return
+    between = "; between processes: cpu by gRPC, or nccl" if several_processes else ""
     group.add_argument(
-        "--reduction", choices=REDUCTIONS, default="cpu", help="where gradients are summed: host memory, or the GPUs"
+        "--reduction",
+        choices=REDUCTIONS,
+        default="cpu",
+        help=f"where gradients are summed: host memory, or the GPUs{between}",
     )
     group.add_argument(
         "--time_towers", action="store_true", help="log the seconds each tower computes, and those of the reduction"

@@ -195,6 +195,21 @@ def test_processes_that_see_different_folders_are_told(faces, tmp_path):
         assert "give one on a disk that all machines share" in text
 
 
+@pytest.mark.slow
+def test_what_one_process_cannot_read_counts_in_all(tmp_path):
+    """26 pictures to validate on, of which the second process reads the half with the broken ones."""
+    faces = make_faces(tmp_path / "faces")
+    for number in (5, 6):
+        (faces / f"lfw/Lfw_3/Lfw_3_{number:04}.jpg").write_bytes(b"no picture")
+    results = Started(
+        [*command("softmax", faces, tmp_path / "run", "--max_steps", "1"), "--lfw_batch_size", "13"]
+    ).end()
+    assert [code for code, _, _ in results] == [65, 65]
+    for _, _, errors in results:
+        assert "2 of 26 pictures" in errors
+        assert "Lfw_3_0005.jpg" in errors
+
+
 FAILS_IN_A_SUM = """
 import os, signal, sys, time
 import tensorflow as tf
