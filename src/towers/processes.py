@@ -19,7 +19,7 @@ from .errors import PeerLost, UserError
 
 # A process is lost when it has said nothing for SILENCE seconds; each says something every BEAT seconds. Writing a
 # large array keeps Python's other threads waiting for some seconds.
-BEAT, SILENCE = 5.0, 40.0
+BEAT, SILENCE = 5.0, 30.0
 # Seconds that a process has to end by its own error when another has ended.
 GRACE = 3.0
 _LONGEST_GREETING = 1 << 20
