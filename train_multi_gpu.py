@@ -4,6 +4,7 @@ python train_multi_gpu.py --synthetic --network small --image_size 64 --embeddin
 python train_multi_gpu.py --dataset emore --network r100 --loss arcface --val_sets faces_emore/{lfw,cfp_fp,agedb_30}.bin
 python train_multi_gpu.py --data_dir FACES --loss cosface --head sampled --sample_rate 0.1 --towers 8 --batch_size 512
 python train_multi_gpu.py --data_dir FACES --head selected --num_selected 1000 --selector forest
+python scripts/launch.py --hosts gpu1 gpu2 -- train_multi_gpu.py --data_dir FACES --run_dir /shared/runs/mine
 python train_multi_gpu.py --data_dir FACES --towers 8 --identities 1000000 --card_memory 11 --dry_run
 """
 
@@ -17,6 +18,7 @@ from towers.heads.replicated import ReplicatedHead
 from towers.heads.sharded import ShardedHead
 from towers.losses.margin import NormStatistics
 from towers.networks import decayed_variables, moving_statistics
+from towers.processes import ALONE
 from towers.runs import dry_run, head_memory, pair_sets, pictures, plan, run, selected_classes
 from towers.training import margins
 
@@ -27,7 +29,7 @@ def make_parser() -> options.Parser:
     parser = options.Parser(__doc__)
     options.add_data(parser)
     options.add_filtering(parser, held_out=False)
-    options.add_towers(parser)
+    options.add_towers(parser, several_processes=True)
     options.add_batches(parser, batch_size=128)
     options.add_network(parser, network="mobilefacenet", embedding_size=512)
     options.add_optimizer(parser, optimizer="MOM", learning_rate=0.1)
@@ -39,15 +41,16 @@ def make_parser() -> options.Parser:
     return parser
 
 
-def main(arguments) -> None:
+def main(arguments, processes=ALONE) -> None:
     pick = partial(options.pick, arguments)
     if arguments.synthetic:
         vars(arguments).update(pictures.embedded_data_set(Path(__file__).parent))
     loss = margins.chosen_loss(**pick(LOSS_OPTIONS))
     sample_rate = margins.chosen_sample_rate(**pick("head sample_rate"))
     head_memory.check_options(**pick("identities card_memory dry_run"))
+    selected_classes.check_processes(arguments.head, processes)
     source, _, _ = pictures.training_pictures(**pick(pictures.SOURCE_OPTIONS))
-    towers = run.set_up(**pick("towers reduction precision deterministic seed"))
+    towers = run.set_up(**pick("towers reduction precision deterministic seed"), processes=processes)
     steps = plan.plan_steps(len(source), towers.num_towers, where=str(arguments.data_dir), **pick(plan.STEP_OPTIONS))
     plan.check_parts(steps.batch_size // towers.num_towers, arguments.accumulate)
     learning_rate = plan.learning_rates(steps, **pick(plan.RATE_OPTIONS))
@@ -142,4 +145,4 @@ def head_lines(arguments, source, steps, network, num_towers, sample_rate) -> li
 
 
 if __name__ == "__main__":
-    options.call(main, make_parser())
+    options.call(main, make_parser(), several_processes=True)

@@ -4,6 +4,7 @@ python train_softmax.py --synthetic
 python train_softmax.py --network googlenet --data_dir IMAGES/train --val_dir IMAGES/test --image_size 84 --random_flip
 python train_softmax.py --data_dir FACES --lfw_dir LFW --lfw_pairs pairs.txt --towers 2 --max_epochs 20
 python train_softmax.py --data_dir FACES --lfw_dir LFW --run_dir runs/mine     # once more: goes on where it ended
+python scripts/launch.py --workers 2 -- train_softmax.py --synthetic           # two processes; machines: --hosts
 """
 
 from functools import partial
@@ -15,6 +16,7 @@ from towers.datasets.order import Order
 from towers.heads.replicated import ReplicatedHead
 from towers.losses.center import CenterTable
 from towers.networks import decayed_variables, moving_statistics
+from towers.processes import ALONE
 from towers.runs import dry_run, pictures, plan, run, validation
 from towers.training.classification import make_objective
 
@@ -23,7 +25,7 @@ def make_parser() -> options.Parser:
     parser = options.Parser(__doc__)
     options.add_data(parser)
     options.add_filtering(parser)
-    options.add_towers(parser)
+    options.add_towers(parser, several_processes=True)
     options.add_batches(parser, batch_size=64)
     options.add_network(parser, network="small", embedding_size=128)
     options.add_optimizer(parser, optimizer="MOM", learning_rate=0.05)
@@ -33,12 +35,12 @@ def make_parser() -> options.Parser:
     return parser
 
 
-def main(arguments) -> None:
+def main(arguments, processes=ALONE) -> None:
     pick = partial(options.pick, arguments)
     if arguments.synthetic:
         vars(arguments).update(pictures.embedded_data_set(Path(__file__).parent))
     source, held_out, held_out_labels = pictures.training_pictures(**pick(pictures.OPTIONS))
-    towers = run.set_up(**pick("towers reduction precision deterministic seed"))
+    towers = run.set_up(**pick("towers reduction precision deterministic seed"), processes=processes)
     steps = plan.plan_steps(len(source), towers.num_towers, where=str(arguments.data_dir), **pick(plan.STEP_OPTIONS))
     learning_rate = plan.learning_rates(steps, **pick(plan.RATE_OPTIONS))
 
@@ -111,4 +113,4 @@ def main(arguments) -> None:
 
 
 if __name__ == "__main__":
-    options.call(main, make_parser())
+    options.call(main, make_parser(), several_processes=True)

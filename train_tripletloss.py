@@ -12,6 +12,7 @@ from towers import networks, options
 from towers.datasets.audit_people import PeopleAudit
 from towers.datasets.people import PeopleOrder
 from towers.networks import decayed_variables, moving_statistics
+from towers.processes import ALONE
 from towers.runs import dry_run, pictures, plan, run, validation
 from towers.training.triplets import make_objective, warn_of_collapse
 
@@ -20,7 +21,7 @@ def make_parser() -> options.Parser:
     parser = options.Parser(__doc__)
     options.add_data(parser)
     options.add_filtering(parser, held_out=False)
-    options.add_towers(parser)
+    options.add_towers(parser, several_processes=True)
     options.add_batches(parser, batch_size=None)
     options.add_network(parser, network="small", embedding_size=128)
     options.add_optimizer(parser, optimizer="MOM", learning_rate=0.05)
@@ -30,12 +31,12 @@ def make_parser() -> options.Parser:
     return parser
 
 
-def main(arguments) -> None:
+def main(arguments, processes=ALONE) -> None:
     pick = partial(options.pick, arguments)
     if arguments.synthetic:
         vars(arguments).update(pictures.embedded_data_set(Path(__file__).parent))
     source, _, _ = pictures.training_pictures(**pick(pictures.SOURCE_OPTIONS))
-    towers = run.set_up(**pick("towers reduction precision deterministic seed"))
+    towers = run.set_up(**pick("towers reduction precision deterministic seed"), processes=processes)
     people_per_batch, steps = plan.plan_people(
         len(source), towers.num_towers, where=str(arguments.data_dir), **pick(plan.PEOPLE_OPTIONS)
     )
@@ -93,4 +94,4 @@ def main(arguments) -> None:
 
 
 if __name__ == "__main__":
-    options.call(main, make_parser())
+    options.call(main, make_parser(), several_processes=True)

@@ -1,7 +1,9 @@
 """Shared by the tests: processes with their own number of towers."""
 
+import contextlib
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -19,13 +21,7 @@ def run_python(*arguments, cwd=ROOT, check=True, timeout=600, **environment) -> 
     result = subprocess.run(
         [sys.executable, *map(str, arguments)],
         cwd=cwd,
-        env={
-            **os.environ,
-            "PYTHONPATH": str(ROOT / "src"),
-            "TF_CPP_MIN_LOG_LEVEL": "2",
-            "CUDA_VISIBLE_DEVICES": "",
-            **environment,
-        },
+        env=processes_environment(**environment),
         capture_output=True,
         text=True,
         timeout=timeout,
@@ -34,6 +30,19 @@ def run_python(*arguments, cwd=ROOT, check=True, timeout=600, **environment) -> 
     if check and result.returncode:
         raise AssertionError(f"{arguments} ended with {result.returncode}:\n{result.stdout}\n{result.stderr}")
     return result
+
+
+def processes_environment(**more) -> dict[str, str]:
+    """The environment of a process of the project, without GPUs."""
+    own = {"PYTHONPATH": str(ROOT / "src"), "TF_CPP_MIN_LOG_LEVEL": "2", "CUDA_VISIBLE_DEVICES": ""}
+    return {**os.environ, **own, **more}
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports of this machine that nobody uses just now."""
+    with contextlib.ExitStack() as sockets:
+        opened = [sockets.enter_context(socket.create_server(("", 0))) for _ in range(count)]
+        return [each.getsockname()[1] for each in opened]
 
 
 @pytest.fixture(scope="session")

@@ -17,6 +17,7 @@ import keras
 import tensorflow as tf
 
 from .errors import UserError
+from .processes import ALONE, Processes
 
 REDUCTIONS = ("cpu", "nccl", "hierarchical")
 # Parameters of mallopt, from glibc's malloc.h.
@@ -25,29 +26,41 @@ _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -2, -3, -8
 
 @dataclass(frozen=True)
 class Towers:
-    """The devices of this process, one tower each, and where their gradients are summed."""
+    """The devices of this process, one tower each, and where their gradients are summed.
+
+    With several processes the towers of process 0 come first, then those of process 1, and so on.
+    """
 
     strategy: tf.distribute.Strategy
     reduction: str
     device_names: tuple[str, ...]
+    processes: Processes = ALONE
 
     @classmethod
-    def create(cls, num_towers: int | None = None, reduction: str = "cpu") -> "Towers":
+    def create(cls, num_towers: int | None = None, reduction: str = "cpu", processes: Processes = ALONE) -> "Towers":
         """Make the towers of this process; must come before any other use of TensorFlow's devices.
 
         Args:
-          num_towers: the first so many GPUs, or logical CPU devices where there is no GPU; None: all GPUs, else 1.
+          num_towers: of this process: the first so many GPUs, or logical CPU devices where there is no GPU; None: all
+            GPUs, else 1.
           reduction: ``cpu`` (gradients are summed in host memory), ``nccl`` (between the GPUs; ring on CPUs) or
-            ``hierarchical`` (by groups of GPUs).
+            ``hierarchical`` (by groups of GPUs); several processes: ``cpu`` (by gRPC) or ``nccl``.
+          processes: those that train together, after they have met.
 
         Raises:
-          UserError: fewer GPUs than towers, or an unknown reduction.
+          UserError: fewer GPUs than towers, an unknown reduction, or what several processes cannot do.
         """
         if reduction not in REDUCTIONS:
             raise UserError(f"--reduction {reduction}: choose one of {', '.join(REDUCTIONS)}")
         if num_towers is not None and num_towers < 1:
             raise UserError(f"--towers {num_towers}: at least one tower is needed")
+        if processes.num > 1 and reduction == "hierarchical":
+            raise UserError("--reduction hierarchical is for the GPUs of one process; give cpu or nccl")
         gpus = tf.config.list_physical_devices("GPU")
+        if processes.num > 1 and not gpus and (num_towers or 1) > 1:
+            raise UserError(
+                f"--towers {num_towers}: on CPUs each of several processes has one tower; start more processes"
+            )
         if gpus:
             num_towers = num_towers or len(gpus)
             if num_towers > len(gpus):
@@ -66,7 +79,11 @@ class Towers:
                 tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * num_towers
             )
             names = tuple(f"/CPU:{index}" for index in range(num_towers))
-        return cls(tf.distribute.MirroredStrategy(list(names)), reduction, names)
+        if processes.num == 1:
+            return cls(tf.distribute.MirroredStrategy(list(names)), reduction, names)
+        processes.check_alike("--towers", num_towers)
+        strategy = _strategy_of(processes, {"GPU": num_towers} if gpus else {})
+        return cls(strategy, reduction, strategy.extended.worker_devices, processes)
 
     @property
     def num_towers(self) -> int:
@@ -75,7 +92,8 @@ class Towers:
     @property
     def local_towers(self) -> list[int]:
         """Indices of the towers that this process feeds."""
-        return list(range(self.num_towers))
+        own = len(self.device_names)
+        return list(range(self.processes.index * own, (self.processes.index + 1) * own))
 
     def scope(self):
         """Variables made inside are kept once a tower."""
@@ -83,11 +101,46 @@ class Towers:
 
     def run(self, function: Callable, *args):
         """Call ``function`` once a tower, each with its own part of ``args``."""
-        return self.strategy.run(function, args=args)
+        if self.processes.num == 1:
+            return self.strategy.run(function, args=args)
+
+        def on_device(*own):
+            # Sums over processes find out where to go by the device of what they are given.
+            with tf.device(self.device_names[tower_index() - self.local_towers[0]]):
+                return function(*own)
+
+        return self.strategy.run(on_device, args=args)
 
     def stack(self, value) -> tf.Tensor:
         """Stack a result of ``run`` over the towers of this process: [...] each -> [R, ...]."""
         return tf.stack([tf.convert_to_tensor(part) for part in self.strategy.experimental_local_results(value)])
+
+    def to_all_processes(self, tensor: tf.Tensor) -> tf.Tensor:
+        """Inside ``run``: this tower's tensor [b, ...], with several processes those of all towers [B, ...]."""
+        return tensor if self.processes.num == 1 else all_gather(tensor)
+
+    def exchange(self) -> Callable[[dict[int, tf.Tensor]], list[tf.Tensor]]:
+        """A function that all processes call alike: tensors [n, ...] of the own towers -> those of all, in their order.
+
+        All are of one shape, in every call.
+        """
+
+        @tf.function(autograph=False)
+        def gathered(values):
+            return self.run(lambda own: all_gather(own[None]), values)
+
+        def exchange(own):
+            values = self.strategy.experimental_distribute_values_from_function(
+                lambda context: own[context.replica_id_in_sync_group]
+            )
+            return tf.unstack(self.local_values(gathered(values))[0])
+
+        return exchange
+
+    def of_all(self, values: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        """Inside ``run``, with several processes: each tower's scalars by name -> those of all towers, [R]."""
+        packed = all_gather(tf.stack([tf.cast(value, tf.float64) for value in values.values()])[None])
+        return dict(zip(values, tf.unstack(packed, num=len(values), axis=1), strict=True))
 
     def local_values(self, value) -> list:
         """The result of ``run`` on each tower of this process, in order of the towers."""
@@ -120,6 +173,11 @@ class Towers:
 
     def _sum_flat(self, flat: tf.Tensor) -> tf.Tensor:
         context = tf.distribute.get_replica_context()
+        if self.processes.num > 1:
+            way = tf.distribute.experimental.CommunicationImplementation
+            implementation = way.NCCL if self.reduction == "nccl" and _on_gpus(self.device_names) else way.RING
+            options = tf.distribute.experimental.CommunicationOptions(implementation=implementation)
+            return context.all_reduce(tf.distribute.ReduceOp.SUM, tf.identity(flat), options)
         if self.reduction == "nccl":
             return context.all_reduce(tf.distribute.ReduceOp.SUM, flat)
         # Given to the strategy itself, these reductions would also carry the collectives of sync BN and of the heads,
@@ -132,6 +190,21 @@ class Towers:
             lambda strategy, value: cross_device.reduce(tf.distribute.ReduceOp.SUM, value, destinations=value),
             args=(flat,),
         )
+
+
+def _strategy_of(processes: Processes, accelerators: dict[str, int]) -> tf.distribute.Strategy:
+    resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
+        tf.train.ClusterSpec({"worker": list(processes.addresses)}),
+        task_type="worker",
+        task_id=processes.index,
+        num_accelerators=accelerators,
+        rpc_layer="grpc",
+    )
+    return tf.distribute.MultiWorkerMirroredStrategy(resolver)
+
+
+def _on_gpus(device_names: tuple[str, ...]) -> bool:
+    return "GPU" in device_names[0]
 
 
 def _keep_freed_memory() -> None:
@@ -165,7 +238,7 @@ def all_gather(tensor: tf.Tensor) -> tf.Tensor:
     context = tf.distribute.get_replica_context()
     if context is None or context.num_replicas_in_sync == 1:
         return tensor
-    return context.all_gather(tensor, axis=0)
+    return context.all_gather(tf.identity(tensor), axis=0)
 
 
 def sum_over_towers(tensor: tf.Tensor) -> tf.Tensor:
@@ -173,7 +246,7 @@ def sum_over_towers(tensor: tf.Tensor) -> tf.Tensor:
     context = tf.distribute.get_replica_context()
     if context is None or context.num_replicas_in_sync == 1:
         return tensor
-    return context.all_reduce(tf.distribute.ReduceOp.SUM, tensor)
+    return context.all_reduce(tf.distribute.ReduceOp.SUM, tf.identity(tensor))
 
 
 @keras.saving.register_keras_serializable(package="towers")

@@ -7,12 +7,16 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
+import tensorflow as tf
+
 from . import command_line
+from .cluster import read_cluster
 from .datasets.opening import KINDS
 from .distribution import REDUCTIONS
 from .errors import UserError
 from .losses.triplet import MINING_RULES
 from .networks import ALIASES, EMBEDDING_HEADS, NETWORKS, NORMS
+from .processes import ALONE, BEAT, SILENCE, Processes
 from .training.loop import Interrupted
 from .training.margins import DEFAULT_SCALE, LOSSES
 from .training.multigrain import RETRIEVAL_LOSSES
@@ -24,6 +28,16 @@ from .training.triplets import MINING_SCOPES
 # Folders of the training sets that InsightFace calls so.
 INSIGHTFACE_DATASETS = {"emore": "faces_emore", "retina": "ms1m-retinaface-t1"}
 PRECISIONS = ("float32", "bfloat16", "float16", "float64")
+# What TensorFlow raises when a process that it sums with is gone.
+_ERRORS_OF_LOST_PROCESSES = (
+    tf.errors.AbortedError,
+    tf.errors.CancelledError,
+    tf.errors.DeadlineExceededError,
+    tf.errors.FailedPreconditionError,
+    tf.errors.InternalError,
+    tf.errors.UnavailableError,
+    tf.errors.UnknownError,
+)
 
 
 class Parser(command_line.Parser):
@@ -48,27 +62,74 @@ class Parser(command_line.Parser):
         }
 
 
-def call(main: Callable[[argparse.Namespace], int | None], parser: Parser) -> None:
-    """Parse, run ``main``, and end the process: errors of users as one line, with the exit code of their class."""
+def call(main: Callable[..., int | None], parser: Parser, *, several_processes: bool = False) -> None:
+    """Parse, run ``main``, and end the process: errors of users as one line, with the exit code of their class.
+
+    Args:
+      main: a function of (arguments); with ``several_processes`` of (arguments, processes): the processes that the
+        environment names, which have met and are alike. Only the chief's standard output is shown.
+      several_processes: False: a cluster in the environment is refused.
+    """
     arguments = parser.parse_args()
+    processes = ALONE
     try:
-        exit_code = main(arguments) or 0
+        processes = _processes(parser.prog, several_processes)
+        if processes.num > 1:
+            processes.meet(alike_in_all_processes(arguments), arguments.wait_for_workers)
+            if not processes.is_chief:
+                sys.stdout = Path(os.devnull).open("w")
+        exit_code = main(arguments, *([processes] if several_processes else [])) or 0
+        processes.leave()
     except UserError as error:
-        if arguments.debug:
-            traceback.print_exc()
-        print(f"{parser.prog}: {error}", file=sys.stderr)
-        exit_code = error.exit_code
+        exit_code = _end_by(error, arguments, parser, processes)
     except Interrupted as stop:
-        print(f"{parser.prog}: stopped by {stop}; a checkpoint is saved, the same command goes on", file=sys.stderr)
+        processes.leave()
+        if processes.is_chief:
+            print(f"{parser.prog}: stopped by {stop}; a checkpoint is saved, the same command goes on", file=sys.stderr)
         exit_code = stop.exit_code
-    except Exception:
-        traceback.print_exc()
-        exit_code = 1
+    except Exception as error:
+        # A sum over the processes fails in TensorFlow before, or after, the lost process is noticed here.
+        lost = processes.lost(SILENCE + BEAT if isinstance(error, _ERRORS_OF_LOST_PROCESSES) else 0)
+        if lost is None:
+            traceback.print_exc()
+            processes.fail(f"{type(error).__name__}: {error}".splitlines()[0])
+            exit_code = 1
+        else:
+            exit_code = _end_by(lost, arguments, parser, processes)
     sys.stdout.flush()
     sys.stderr.flush()
     # Everything is written and closed. Python's own way out would wait for pictures that are still being read, whose
     # threads wait for Python: with a slow disk a finished run could hang for ever.
     os._exit(exit_code)
+
+
+def _processes(name: str, several: bool) -> Processes:
+    cluster = read_cluster(os.environ)
+    if cluster is None:
+        return ALONE
+    if not several:
+        raise UserError(
+            f"{name} works in one process, and the environment (TF_CONFIG or SLURM) names {len(cluster.addresses)}; "
+            "start it once, with `env -u TF_CONFIG` or without srun"
+        )
+    return Processes(*cluster, name=name)
+
+
+def _end_by(error: UserError, arguments: argparse.Namespace, parser: Parser, processes: Processes) -> int:
+    processes.fail(str(error))
+    if arguments.debug:
+        traceback.print_exc()
+    print(f"{parser.prog}: {error}", file=sys.stderr)
+    return error.exit_code
+
+
+def alike_in_all_processes(arguments: argparse.Namespace) -> dict:
+    """The options that all processes must have alike, by ``--name``; paths may differ from machine to machine."""
+    return {
+        f"--{name}": value
+        for name, value in vars(arguments).items()
+        if name not in ("debug", "wait_for_workers") and not isinstance(value, (Path, list))
+    }
 
 
 def _steps(text: str) -> tuple[int, ...]:
@@ -120,10 +181,13 @@ def _json_value(value):
     return str(value.resolve()) if isinstance(value, Path) else value
 
 
-def add_towers(parser: Parser, *, training: bool = True) -> None:
+def add_towers(parser: Parser, *, training: bool = True, several_processes: bool = False) -> None:
     group = parser.add_argument_group("towers")
+    each = "; of each process, where several train together (scripts/launch.py)" if several_processes else ""
     group.add_argument(
-        "--towers", type=int, help="number of towers: the first N GPUs, or N CPU devices (default: all GPUs, else 1)"
+        "--towers",
+        type=int,
+        help=f"number of towers: the first N GPUs, or N CPU devices (default: all GPUs, else 1){each}",
     )
     group.add_argument(
         "--precision",
@@ -133,12 +197,20 @@ def add_towers(parser: Parser, *, training: bool = True) -> None:
     )
     if not training:
         return
+    between = "; between processes: cpu by gRPC, or nccl" if several_processes else ""
     group.add_argument(
-        "--reduction", choices=REDUCTIONS, default="cpu", help="where gradients are summed: host memory, or the GPUs"
+        "--reduction",
+        choices=REDUCTIONS,
+        default="cpu",
+        help=f"where gradients are summed: host memory, or the GPUs{between}",
     )
     group.add_argument(
         "--time_towers", action="store_true", help="log the seconds each tower computes, and those of the reduction"
     )
+    if several_processes:
+        group.add_argument(
+            "--wait_for_workers", type=float, default=120.0, help="seconds in which all processes must have come"
+        )
     group.add_argument("--sync_bn", action="store_true", help="BatchNormalization over the whole batch, not a tower's")
 
 

@@ -24,16 +24,27 @@ class RunLog:
         interrupted run repeats them.
       last_step: the step the run ends at, None where only the schedule knows.
       every_seconds: pause between two lines of the console where it is not a terminal.
+      tensorboard: False: no events; one process of several writes them.
     """
 
-    def __init__(self, run_dir: Path, *, first_step: int, last_step: int | None, every_seconds: float = 10.0):
+    def __init__(
+        self,
+        run_dir: Path,
+        *,
+        first_step: int,
+        last_step: int | None,
+        every_seconds: float = 10.0,
+        tensorboard: bool = True,
+    ):
         self.run_dir = run_dir
         self.every_seconds = every_seconds
         self._log_file = (run_dir / "train.log").open("a")
         self._metrics = _open_metrics(run_dir / "metrics.jsonl", first_step)
-        if first_step:
+        self._tensorboard = tensorboard
+        if first_step and tensorboard:
             _drop_points_after(run_dir / "tensorboard", first_step)
-        self._writer = tf.summary.create_file_writer(str(run_dir / "tensorboard"))
+        folder = str(run_dir / "tensorboard")
+        self._writer = tf.summary.create_file_writer(folder) if tensorboard else tf.summary.create_noop_writer()
         self._console = Console(file=sys.stdout, highlight=False, soft_wrap=True)
         self._last_line = 0.0
         self._progress = None
@@ -99,6 +110,8 @@ class RunLog:
 
     def graph(self, function, *arguments) -> None:
         """The graph of ``function``, traced with ``arguments``."""
+        if not self._tensorboard:
+            return
         with self._writer.as_default():
             tf.summary.graph(
                 tf.function(function, autograph=False).get_concrete_function(*arguments).graph.as_graph_def()
@@ -107,6 +120,8 @@ class RunLog:
 
     def embeddings(self, embeddings: np.ndarray, labels: list[str]) -> None:
         """The newest embeddings [N, D] and their labels [N] for TensorBoard's projector."""
+        if not self._tensorboard:
+            return
         folder = self.run_dir / "tensorboard"
         np.savetxt(folder / "embeddings.tsv", embeddings, fmt="%.5g", delimiter="\t")
         (folder / "labels.tsv").write_text("".join(f"{label}\n" for label in labels))

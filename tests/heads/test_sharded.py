@@ -9,12 +9,14 @@ from towers.errors import UserError
 from towers.heads import sharded
 from towers.heads.sharded import MergedRows, ShardedHead, sampled_count, shard_starts
 from towers.losses.margin import LogitForm
+from towers.processes import ALONE
 from towers.training import state
 
 
 def head_on(num_towers, num_classes=10, **settings):
     """A head over so many towers of one device, which is enough to make, save and load it."""
     towers = SimpleNamespace(num_towers=num_towers, device_names=["/CPU:0"] * num_towers)
+    towers.local_towers, towers.processes = list(range(num_towers)), ALONE
     settings = {"form": LogitForm(), "seed": 3, **settings}
     return ShardedHead(towers, num_classes, 4, **settings)
 
@@ -41,7 +43,7 @@ def test_first_weights_depend_on_seed_and_class_only(monkeypatch):
 def test_a_checkpoint_of_four_towers_is_taken_up_by_two(tmp_path, monkeypatch):
     monkeypatch.setattr(sharded, "_PIECE", 3)
     four, two = head_on(4), head_on(2, seed=9)
-    for number, slot in enumerate(four.slots):
+    for number, slot in four.slots.items():
         slot.assign(tf.fill(slot.shape, float(number)))
     checkpoints.save(tmp_path, 1, state.read(four.variables()), {})
     checkpoint, _ = checkpoints.newest(tmp_path)
@@ -49,7 +51,7 @@ def test_a_checkpoint_of_four_towers_is_taken_up_by_two(tmp_path, monkeypatch):
     assert not isinstance(arrays["head/weights"], np.ndarray)
     state.write(two.variables(), arrays, "here")
     np.testing.assert_array_equal(two.export(), four.export())
-    momentum = np.concatenate([slot.numpy() for slot in two.slots])
+    momentum = np.concatenate([slot.numpy() for slot in two.slots.values()])
     np.testing.assert_array_equal(momentum[:, 0], [0, 0, 0, 1, 1, 1, 2, 2, 3, 3])
     np.testing.assert_array_equal(checkpoint.read()["head/weights"], four.export())
 
@@ -65,7 +67,7 @@ def test_another_class_count_is_refused_and_changes_nothing():
 
 
 def test_rows_are_written_over_the_border_of_shards():
-    rows = MergedRows([tf.Variable(tf.zeros([3, 2])), tf.Variable(tf.zeros([2, 2]))])
+    rows = MergedRows({0: tf.Variable(tf.zeros([3, 2])), 1: tf.Variable(tf.zeros([2, 2]))}, [0, 3, 5])
     rows.write(2, np.array([[1.0, 2.0], [3.0, 4.0]]))
     (_, first), (start, second) = rows.chunks()
     np.testing.assert_array_equal(first, [[0, 0], [0, 0], [1, 2]])

@@ -35,7 +35,7 @@ def embed(
         embeddings = network(images, training=False)
         if flipped:
             embeddings = tf.concat([embeddings, network(tf.reverse(images, axis=[2]), training=False)], axis=1)
-        return batch["record"], embeddings
+        return towers.to_all_processes(batch["record"]), towers.to_all_processes(embeddings)
 
     @tf.function(autograph=False)
     def step(batch):

@@ -84,20 +84,23 @@ class ShardedHead:
         self.form, self.seed = form, seed
         self.momentum, self.weight_decay = momentum, weight_decay
         self.starts = shard_starts(num_classes, towers.num_towers)
-        self.shards, self.slots = [], []
-        for device, (start, stop) in zip(towers.device_names, pairwise(self.starts), strict=True):
-            shape = ((stop - start) * form.sub_centres, embedding_size)
+        self.shards, self.slots = {}, {}
+        for device, tower in zip(towers.device_names, towers.local_towers, strict=True):
+            own_classes = self.starts[tower + 1] - self.starts[tower]
+            shape = (own_classes * form.sub_centres, embedding_size)
             with tf.device(device):
-                self.shards.append(tf.Variable(tf.zeros(shape, dtype), name="head_weights"))
+                self.shards[tower] = tf.Variable(tf.zeros(shape, dtype), name="head_weights")
                 if rule == "MOM":
-                    self.slots.append(tf.Variable(tf.zeros(shape, dtype), trainable=False, name="head_momentum"))
-        self.weights = MergedRows(self.shards)
+                    self.slots[tower] = tf.Variable(tf.zeros(shape, dtype), trainable=False, name="head_momentum")
+        row_starts = [start * form.sub_centres for start in self.starts]
+        self.weights = MergedRows(self.shards, row_starts, towers)
+        self.momenta = MergedRows(self.slots, row_starts, towers) if self.slots else None
         for start, piece in first_weights(seed, num_classes * form.sub_centres, embedding_size):
             self.weights.write(start, piece)
 
     def variables(self) -> dict[str, "MergedRows"]:
         """Name -> the rows of all towers as one array, for checkpoints that any number of towers can take up."""
-        return {"head/weights": self.weights} | ({"head/momentum": MergedRows(self.slots)} if self.slots else {})
+        return {"head/weights": self.weights} | ({"head/momentum": self.momenta} if self.momenta else {})
 
     def prepare(self, labels: tf.Tensor, step: tf.Tensor) -> Rows:
         """Inside ``Towers.run``: the rows that this tower needs for its labels [b] of a step."""
@@ -154,7 +157,10 @@ class ShardedHead:
 
     def export(self) -> np.ndarray:
         """The class weights [C * K, D] in one array."""
-        return np.concatenate([piece for _, piece in self.weights.chunks()])
+        weights = np.empty(self.weights.shape, self.weights.dtype)
+        for first, piece in self.weights.chunks():
+            weights[first : first + len(piece)] = piece
+        return weights
 
     def restore(self, weights) -> None:
         """Take over class weights [C * K, D], outside of ``Towers.run``; see ``MergedRows.assign``."""
@@ -209,22 +215,45 @@ class ShardedHead:
 
 
 class MergedRows:
-    """Variables of several towers as one array [N, D], read and written in pieces; a checkpoint's variable."""
+    """Variables of several towers as one array [N, D], read and written in pieces; a checkpoint's variable.
 
-    def __init__(self, parts: list[tf.Variable]):
-        self.parts = parts
-        self.starts = np.cumsum([0, *(part.shape[0] for part in parts)]).tolist()
-        self.shape = (self.starts[-1], parts[0].shape[1])
-        self.dtype = np.dtype(parts[0].dtype.as_numpy_dtype)
+    Args:
+      parts: tower -> its rows, of the towers of this process.
+      starts: first row of each tower, and N at the end.
+      towers: None: all parts are in this process.
+    """
+
+    def __init__(self, parts: dict[int, tf.Variable], starts: list[int], towers: Towers | None = None):
+        self.parts, self.starts = parts, starts
+        one = next(iter(parts.values()))
+        self.shape = (self.starts[-1], one.shape[1])
+        self.dtype = np.dtype(one.dtype.as_numpy_dtype)
         self.nbytes = self.shape[0] * self.shape[1] * self.dtype.itemsize
+        self._exchange = None if towers is None or towers.processes.num == 1 else towers.exchange()
 
     def chunks(self) -> Iterator[tuple[int, np.ndarray]]:
-        """(first row, rows) of each piece in turn."""
-        for part, start in zip(self.parts, self.starts, strict=False):
-            for first in range(0, part.shape[0], _PIECE):
-                last = min(first + _PIECE, part.shape[0])
-                # A gather copies these rows only, whatever has been written to the variable before.
-                yield start + first, tf.gather(part, tf.range(first, last)).numpy()
+        """(first row, rows) of each piece in turn; where there are several processes, all must go through them."""
+        for place in range(0, max(stop - start for start, stop in pairwise(self.starts)), _PIECE):
+            pieces = {tower: self._piece(tower, place) for tower in self.parts}
+            if self._exchange is not None:
+                pieces = dict(enumerate(self._exchange(pieces)))
+            for tower, piece in pieces.items():
+                start, stop = (
+                    self.starts[tower] + place,
+                    min(self.starts[tower] + place + _PIECE, self.starts[tower + 1]),
+                )
+                if start < stop:
+                    yield start, piece[: stop - start].numpy()
+
+    def _piece(self, tower: int, place: int) -> tf.Tensor:
+        """Rows of a tower from ``place`` on; between processes filled up, so that all pieces are of one shape."""
+        part = self.parts[tower]
+        # A gather copies these rows only, whatever has been written to the variable before.
+        piece = tf.gather(part, tf.range(min(place, part.shape[0]), min(place + _PIECE, part.shape[0])))
+        if self._exchange is None:
+            return piece
+        rows = min(_PIECE, max(stop - start for start, stop in pairwise(self.starts)))
+        return tf.pad(piece, [[0, rows - piece.shape[0]], [0, 0]])
 
     def assign(self, array) -> None:
         """Take over ``array`` [N, D], anything that gives rows by ``array[first:last]``.
@@ -242,7 +271,8 @@ class MergedRows:
 
     def write(self, first: int, piece: np.ndarray) -> None:
         """Put rows in from ``first`` on."""
-        for part, start in zip(self.parts, self.starts, strict=False):
+        for tower, part in self.parts.items():
+            start = self.starts[tower]
             begin, end = max(first, start), min(first + len(piece), start + part.shape[0])
             if begin < end:
                 with tf.device(part.device):

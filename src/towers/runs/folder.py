@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import platform
+import secrets
 import subprocess
 import sys
 import time
@@ -15,10 +16,13 @@ import tensorflow as tf
 
 from .. import __version__
 from ..errors import StorageError, UserError
+from ..processes import ALONE, Processes
 
 MAY_DIFFER = frozenset(
     {
         "towers",
+        "workers",
+        "wait_for_workers",
         "reduction",
         "max_steps",
         "max_epochs",
@@ -54,20 +58,48 @@ MAY_DIFFER = frozenset(
 
 
 class RunFolder:
-    """An open run folder; no other process opens it until ``close``.
+    """An open run folder; no other run opens it until ``close``.
+
+    Of several processes the chief writes it; the others see the same folder and have ``workers/INDEX`` in it for their
+    own log.
 
     Args:
       path: the folder, None: ``runs/YYYYMMDD-HHMMSS`` in the current folder.
       options: the resolved options; where the folder holds a run, they must equal its options, those of ``MAY_DIFFER``
         aside.
+      processes: those of this run; all must make it.
 
     Raises:
       UserError: the folder holds a run of other options, or another process runs in it.
-      StorageError: the folder cannot be written.
+      StorageError: the folder cannot be written, or a process sees another folder than the chief.
     """
 
-    def __init__(self, path: Path | None, options: dict):
+    def __init__(self, path: Path | None, options: dict, processes: Processes = ALONE):
         self.path = Path("runs") / time.strftime("%Y%m%d-%H%M%S") if path is None else Path(path)
+        self._lock = None
+        if processes.is_chief:
+            self._open({**options, "workers": processes.num})
+            token = secrets.token_hex(8)
+            self._lock.write(token)
+            self._lock.flush()
+            processes.gather({"path": str(self.path.resolve()), "token": token})
+            self.own = self.path
+            return
+        chiefs = processes.gather(None)[0]
+        self.path = Path(chiefs["path"]) if path is None else self.path
+        self.own = self.path / "workers" / str(processes.index)
+        try:
+            same = (self.path / ".lock").read_text() == chiefs["token"]
+            self.own.mkdir(parents=True, exist_ok=True)
+        except OSError:
+            same = False
+        if not same:
+            raise StorageError(
+                f"--run_dir {self.path}: is not the folder that the chief writes, {chiefs['path']} on its machine; "
+                "give one on a disk that all machines share"
+            )
+
+    def _open(self, options: dict) -> None:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = (self.path / ".lock").open("w")
@@ -93,7 +125,8 @@ class RunFolder:
         return self.path / "checkpoints"
 
     def close(self) -> None:
-        self._lock.close()
+        if self._lock is not None:
+            self._lock.close()
 
 
 def environment() -> dict:
@@ -132,8 +165,9 @@ def _check_same(recorded: dict, options: dict, path: Path) -> None:
             f"{path} holds a run of other options: {'; '.join(differing)}; give the recorded options to go on with it, "
             "or another --run_dir"
         )
-    if recorded.get("batch_mode") == "per_tower" and recorded.get("towers") != wanted.get("towers"):
+    then, now = ((each.get("workers", 1), each.get("towers")) for each in (recorded, wanted))
+    if recorded.get("batch_mode") == "per_tower" and then != now:
         raise UserError(
-            f"{path} was trained with --batch_mode per_tower on {recorded.get('towers')} tower(s): another number of "
-            "towers would change the global batch; give the recorded --towers, or another --run_dir"
+            f"{path} was trained with --batch_mode per_tower on {then[0]} process(es) of {then[1]} tower(s): another "
+            "number of towers would change the global batch; give the recorded number, or another --run_dir"
         )

@@ -14,8 +14,9 @@ from .. import checkpoints, export, networks, plots
 from ..datasets.cropping import RandomResizedCrop
 from ..datasets.pipeline import Quarantine, train_dataset
 from ..distribution import Towers
-from ..errors import BadData, UserError
+from ..errors import BadData, StorageError, UserError
 from ..heads.replicated import ReplicatedHead
+from ..processes import ALONE, Processes
 from ..summaries import RunLog, highest_before
 from ..training import loop, optimizers, state
 from ..training.averaging import WeightAverage
@@ -38,14 +39,20 @@ POLICIES = {"float32": "float32", "float64": "float64", "bfloat16": "mixed_bfloa
 
 
 def set_up(
-    *, towers: int | None, reduction: str = "cpu", precision: str, deterministic: bool = False, seed: int = 0
+    *,
+    towers: int | None,
+    reduction: str = "cpu",
+    precision: str,
+    deterministic: bool = False,
+    seed: int = 0,
+    processes: Processes = ALONE,
 ) -> Towers:
     """Make the towers, and set precision, determinism and seeds; the first call of a script.
 
     Raises:
       UserError: more towers than GPUs.
     """
-    result = Towers.create(towers, reduction)
+    result = Towers.create(towers, reduction, processes)
     keras.mixed_precision.set_dtype_policy(POLICIES[precision])
     keras.utils.set_random_seed(seed)
     if deterministic:
@@ -182,10 +189,13 @@ def train(
     if scale is not None and loss_scale is None:
         variables |= {f"loss_scale/{name}": variable for name, variable in scale.variables().items()}
 
-    folder = RunFolder(run_dir, options)
+    processes = towers.processes
+    folder = RunFolder(run_dir, options, processes)
     fingerprint = source.fingerprint()
+    processes.check_alike("fingerprint of the pictures", fingerprint, BadData, "; give every machine the same pictures")
     first_step, complaints = _resume(folder, variables, fingerprint)
-    log = RunLog(folder.path, first_step=first_step, last_step=plan.last_step)
+    processes.check_alike("step of the newest whole checkpoint", first_step, StorageError, "; start again in a minute")
+    log = RunLog(folder.own, first_step=first_step, last_step=plan.last_step, tensorboard=processes.is_chief)
     with contextlib.closing(folder), contextlib.closing(log):
         for complaint in complaints:
             log.text(complaint)
@@ -236,7 +246,11 @@ def train(
 
         def save(step):
             facts = {"data": fingerprint, "options": options, "towers": towers.num_towers}
-            checkpoints.save(folder.checkpoints, step, state.read(variables), facts, keep=keep_checkpoints)
+            arrays = state.read(variables)
+            if processes.is_chief:
+                checkpoints.save(folder.checkpoints, step, arrays, facts, keep=keep_checkpoints)
+            else:
+                _hand_over(arrays)
 
         def validate(step, epoch):
             with average.in_use() if average is not None else contextlib.nullcontext():
@@ -246,23 +260,31 @@ def train(
                 facts = {"network": network_arguments, "load_size": load_size, "step": step, **model_facts}
                 facts = {**facts, "validation": metrics}
                 model = networks.inference(network), facts, None if classifier is None else classifier()
-                export.save_model(folder.path / "model", *model)
-                if best_by in metrics and metrics[best_by] > highest_before(folder.path, best_by):
+                if processes.is_chief:
+                    export.save_model(folder.path / "model", *model)
+                if (
+                    processes.is_chief
+                    and best_by in metrics
+                    and metrics[best_by] > highest_before(folder.path, best_by)
+                ):
                     export.save_model(folder.path / "best", *model)
             log.validation(metrics)
             if log_histograms:
                 log.histograms(trained, step)
-            plots.curves(folder.path / "metrics.jsonl", folder.path / "curves.png")
+            if processes.is_chief:
+                plots.curves(folder.path / "metrics.jsonl", folder.path / "curves.png")
 
         def seen(step, batch):
             if step == first_step:
                 log.images("training pictures", towers.local_values(batch["image"])[0].numpy(), step)
-            if audit is not None:
+            if audit_data:
                 values = (towers.local_values(batch[name]) for name in ("record", "position"))
-                for tower, (records, positions) in enumerate(zip(*values, strict=True)):
-                    audit.add(step, tower, records.numpy(), positions.numpy())
+                own = [[each.numpy().tolist() for each in both] for both in zip(*values, strict=True)]
+                fed = [both for of_process in processes.gather(own) for both in of_process]
+                for tower, (records, positions) in enumerate(fed if audit is not None else []):
+                    audit.add(step, tower, np.array(records), np.array(positions))
 
-        audit = make_audit(folder.path / "audit.tsv", first_step) if audit_data else None
+        audit = make_audit(folder.path / "audit.tsv", first_step) if audit_data and processes.is_chief else None
         log.graph(partial(network, training=False), tf.TensorSpec([1, *network.input_shape[1:]], network.input_dtype))
         steps = loop.fit(
             train_step,
@@ -280,6 +302,7 @@ def train(
             validate_every_n_epochs=validate_every_n_epochs,
             check_data=lambda: quarantine.check(max_bad_fraction),
             seen=seen,
+            processes=processes,
             records_of_step=lambda step: _names(source, order, step, plan.batch_size),
             warn=_joined([watch for watch in (warn, warn_of_failures) if watch is not None]),
             overflow_allowed=float16,
@@ -325,6 +348,14 @@ def _resume(folder: RunFolder, variables: dict, fingerprint: str) -> tuple[int, 
     in_pieces = [name for name, variable in variables.items() if hasattr(variable, "chunks")]
     state.write(variables, checkpoint.read(in_pieces), str(checkpoint.path))
     return checkpoint.step, complaints
+
+
+def _hand_over(arrays: dict) -> None:
+    """Give the chief the rows that this process holds: they travel while all processes go through the pieces."""
+    for array in arrays.values():
+        if hasattr(array, "chunks"):
+            for _ in array.chunks():
+                continue
 
 
 def _is_finished(run_dir: Path, step: int, last_step: int | None, learning_rate) -> bool:

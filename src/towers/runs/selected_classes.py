@@ -12,6 +12,7 @@ from ..distribution import Towers
 from ..errors import UserError
 from ..heads.selected import SelectedHead
 from ..losses.margin import LogitForm
+from ..processes import Processes
 
 OPTIONS = (
     "embedding_size seed optimizer weight_decay deterministic "
@@ -19,6 +20,15 @@ OPTIONS = (
 )
 RULES = {"MOM": "momentum", "SGD": "sgd", "ADAGRAD": "adagrad"}
 MATRIX = "class_centers"
+
+
+def check_processes(head: str, processes: Processes) -> None:
+    """Raise UserError for the selected head on several processes: each would choose among centres of its own."""
+    if head == "selected" and processes.num > 1:
+        raise UserError(
+            f"--head selected trains in one process, and there are {processes.num}; give --head sharded or sampled, "
+            "or start one process"
+        )
 
 
 def make_head(

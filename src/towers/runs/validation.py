@@ -77,12 +77,20 @@ def embed_source(
         towers,
         network,
         lambda local_towers: evaluation_dataset(
-            source, batch=batch_size, load_size=load_size, num_towers=towers.num_towers, quarantine=quarantine
+            source,
+            batch=batch_size,
+            load_size=load_size,
+            num_towers=towers.num_towers,
+            quarantine=quarantine,
+            towers=local_towers,
         ),
         len(source),
         prepare=partial(centre_crop, image_size=image_size),
         flipped=flipped,
     )
+    for of_process in towers.processes.gather(sorted(quarantine.bad.items())):
+        for record, reason in of_process:
+            quarantine.add(record, reason)
     quarantine.check(max_bad_fraction)
     broken = np.flatnonzero(~np.isfinite(embeddings).all(axis=1))
     if broken.size:

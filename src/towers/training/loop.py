@@ -8,6 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from ..errors import Diverged
+from ..processes import ALONE, Processes
 from ..summaries import RunLog
 
 LARGEST_OVERFLOW_RUN = 20
@@ -64,6 +65,7 @@ def fit(
     warn: Callable[[dict], str | None] | None = None,
     overflow_allowed: bool = False,
     validate_every_n_steps: int = 0,
+    processes: Processes = ALONE,
 ) -> int:
     """Train from ``first_step`` on and return the number of steps done.
 
@@ -79,6 +81,7 @@ def fit(
       seen: called with every step and its batch, None where nobody asks.
       records_of_step: names the records of a step's batch, for the message of a run that diverged.
       warn: the metrics of a logged step -> a line for the user, or None.
+      processes: those that train together: a signal to one of them stops all after the same step.
       overflow_allowed: steps that are not finite are skipped and counted (float16); otherwise one ends the run.
 
     Raises:
@@ -101,17 +104,18 @@ def fit(
             results = train_step(batch, tf.constant(step, tf.int64), tf.constant(rate, tf.float64))
             window.add(step, rate, results, waited)
             step += 1
+            stop = processes.stop_after(step, signals.received)
             intervals = epoch_size * validate_every_n_epochs, validate_every_n_steps
             validates = any(interval and step % interval == 0 for interval in intervals)
             # A validation that fails must not cost the epochs before it.
             saves = validates or step % checkpoint_every_n_steps == 0
-            if step % log_every == 0 or step == last_step or saves or signals.received:
+            if step % log_every == 0 or step == last_step or saves or stop:
                 window.write(log)
-            if saves or signals.received:
+            if saves or stop:
                 save(step)
                 saved = step
-            if signals.received:
-                raise Interrupted(signals.received)
+            if stop:
+                raise Interrupted(stop)
             if validates and step != last_step:
                 validate(step, step / epoch_size)
                 window.restart_clock()

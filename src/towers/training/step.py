@@ -182,17 +182,22 @@ def make_train_step(
         if time_towers:
             reduced = _time_after([computed, *sums])
             per_tower |= {"compute_seconds": computed - started, "reduce_seconds": reduced - computed}
+        if towers.processes.num > 1:
+            per_tower = towers.of_all(per_tower)
         shared = {"loss": tf.math.divide_no_nan(loss, weight), "gradient_norm": norm, "finite": keep}
         if thor is not None:
             shared |= {"thor_refreshed": inverses.refreshed, "thor_failed": inverses.failed}
         return per_tower, shared
+
+    # With several processes every tower has the values of all of them already.
+    over_towers = towers.stack if towers.processes.num == 1 else lambda value: towers.local_values(value)[0]
 
     def traced(refresh):
         @tf.function(autograph=False)
         def train_step(batch, step, learning_rate):
             per_tower, shared = towers.run(partial(tower_step, refresh=refresh), batch, step, learning_rate)
             return (
-                {name: towers.stack(value) for name, value in per_tower.items()},
+                {name: over_towers(value) for name, value in per_tower.items()},
                 {name: towers.local_values(value)[0] for name, value in shared.items()},
             )
 
