@@ -81,6 +81,7 @@ def run_variant(num: int) -> list[float]:
     started = [
         subprocess.Popen(
             [sys.executable, __file__, *sys.argv[1:], "--addresses", addresses, "--index", str(index)],
+            env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2"},
             stdout=subprocess.PIPE,
             text=True,
         )
