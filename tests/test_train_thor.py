@@ -65,13 +65,17 @@ def test_a_run_and_its_loss_scale_which_changes_no_more_than_rounding(faces, tmp
 @pytest.mark.parametrize(
     "script,batch",
     [
-        ("train_tripletloss.py", ["--people_per_batch", "2", "--images_per_person", "4"]),
-        ("train_multi_gpu.py", ["--batch_size", "8", "--head", "replicated", "--loss", "cosface"]),
-        ("train_multigrain.py", ["--batch_size", "8", "--copies", "2"]),
+        # With a soft margin every triplet counts from the first step on.
+        ("train_tripletloss.py", "--people_per_batch 2 --images_per_person 4 --soft_margin"),
+        ("train_multi_gpu.py", "--batch_size 8 --head replicated --loss cosface"),
+        (
+            "train_multigrain.py",
+            "--batch_size 8 --copies 2 --network resnet10 --embedding_size 24 --image_size 32 --load_size 34",
+        ),
     ],
 )
 def test_every_script_trains_with_it(faces, tmp_path, script, batch):
-    train(faces, tmp_path / "run", "--max_steps", "4", script=script, batch=batch)
+    train(faces, tmp_path / "run", "--max_steps", "4", script=script, batch=batch.split())
     lines = metrics_of(tmp_path / "run")
     assert [line["thor_refreshed"] > 0 for line in lines] == [True, False, False, True]
     assert all(np.isfinite(line["loss"]) for line in lines)
