@@ -212,8 +212,8 @@ def test_what_one_process_cannot_read_counts_in_all(tmp_path):
 
 FAILS_IN_A_SUM = """
 import os, signal, sys, time
-import tensorflow as tf
 from towers import options
+import tensorflow as tf
 
 def main(arguments, processes):
     if processes.index == 1:
