@@ -227,7 +227,9 @@ def test_two_towers_resumed_on_four_in_float64(faces, tmp_path):
         np.testing.assert_allclose(parts[name], value, rtol=0, atol=1e-9 * max(np.abs(value).max(), 1e-3), err_msg=name)
 
 
-@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "exit_code"), [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)]
+)
 def test_a_signal_saves_and_the_same_command_goes_on(faces, tmp_path, number, exit_code):
     options = ["--max_steps", "100000", "--checkpoint_every_n_steps", "1000000", "--log_every", "1"]
     command = [

@@ -44,6 +44,7 @@ def test_resumed_bit_for_bit(faces, tmp_path):
     assert lines[7]["learning_rate"] == pytest.approx(0.01 * 9 / 16)
 
 
+@pytest.mark.slow
 def test_a_run_and_its_loss_scale_which_changes_no_more_than_rounding(faces, tmp_path):
     options = ["--max_steps", "2", "--deterministic"]
     for name, further in (("plain", []), ("scaled", ["--loss_scale", "1024"])):

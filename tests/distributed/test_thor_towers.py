@@ -36,6 +36,7 @@ def test_with_auxiliary_heads_and_the_trace_rule(train_synthetic):
     assert_equal_runs(one, other, 1e-8)
 
 
+@pytest.mark.slow
 def test_a_nan_on_one_tower_changes_nothing_anywhere(train_synthetic):
     options = {**SETTINGS, "towers": 2, "thor": {"interval": 1}}
     poisoned = train_synthetic(steps=2, poison=[1, 7], **options)
