@@ -1,5 +1,6 @@
 """Training scripts in several processes of one machine: as one process with as many towers, and they end together."""
 
+import contextlib
 import json
 import re
 import signal
@@ -287,11 +288,10 @@ def test_options_for_one_process_are_refused(faces, options, message):
 def wait_for(condition, started, seconds=240):
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
-        try:
+        # The file that it reads may not be there yet.
+        with contextlib.suppress(FileNotFoundError):
             if condition():
                 return
-        except FileNotFoundError:
-            pass  # not written yet
         assert all(process.poll() is None for process in started.processes), started.end()
         time.sleep(0.2)
     raise AssertionError(f"nothing within {seconds} s: {started.end(timeout=1)}")

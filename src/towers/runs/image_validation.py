@@ -14,8 +14,7 @@ from ..distribution import Towers
 from ..errors import BadData, StorageError
 from ..evaluation.classification import TOP, Classification, class_rows, classify
 from .pictures import labelled_pictures
-from .retrieval import embed_whole
-from .validation import embed_source
+from .retrieval import embed_at
 
 SHEET_PICTURES = 40
 SHEET_SIDE = 160
@@ -56,20 +55,16 @@ def validate(
       BadData: a class that was not trained, or more than ``max_bad_fraction`` of the pictures are unreadable.
     """
     source, labels = labelled_pictures(data_dir, classifier.class_names)
-    if longest_side is None:
-        embeddings, unreadable = embed_source(
-            towers,
-            network,
-            source,
-            image_size=image_size,
-            load_size=load_size,
-            batch_size=batch_size,
-            max_bad_fraction=max_bad_fraction,
-        )
-    else:
-        embeddings, unreadable = embed_whole(
-            network, source, longest_side=longest_side, max_bad_fraction=max_bad_fraction
-        )
+    embeddings, unreadable = embed_at(
+        towers,
+        network,
+        source,
+        image_size=image_size,
+        load_size=load_size,
+        batch_size=batch_size,
+        longest_side=longest_side,
+        max_bad_fraction=max_bad_fraction,
+    )
     readable = np.setdiff1d(np.arange(len(source)), list(unreadable))
     if not len(readable):
         raise BadData(f"{data_dir}: none of its {len(source)} pictures can be read; take another copy")

@@ -165,6 +165,15 @@ def embed_whole(
     return rows, quarantine.bad
 
 
+def embed_at(
+    towers: Towers, network: keras.Model, source, *, longest_side: int | None, max_bad_fraction: float, **square
+) -> tuple[np.ndarray, dict[int, str]]:
+    """``embed_whole`` where there is a ``longest_side``, else ``validation.embed_source`` with the sizes ``square``."""
+    if longest_side is None:
+        return embed_source(towers, network, source, max_bad_fraction=max_bad_fraction, **square)
+    return embed_whole(network, source, longest_side=longest_side, max_bad_fraction=max_bad_fraction)
+
+
 def evaluate(
     towers: Towers,
     network: keras.Model,
@@ -191,19 +200,16 @@ def evaluate(
     Raises:
       BadData: pictures that cannot be read: a figure without them would not be the protocol's.
     """
-    source = PathSource(pictures.paths)
-    if longest_side is None:
-        embeddings, bad = embed_source(
-            towers,
-            network,
-            source,
-            image_size=image_size,
-            load_size=load_size,
-            batch_size=batch_size,
-            max_bad_fraction=1.0,
-        )
-    else:
-        embeddings, bad = embed_whole(network, source, longest_side=longest_side)
+    embeddings, bad = embed_at(
+        towers,
+        network,
+        PathSource(pictures.paths),
+        image_size=image_size,
+        load_size=load_size,
+        batch_size=batch_size,
+        longest_side=longest_side,
+        max_bad_fraction=1.0,
+    )
     if bad:
         first = min(bad)
         raise BadData(
