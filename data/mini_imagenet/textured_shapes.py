@@ -16,6 +16,7 @@ SHAPES = ("disc", "square", "triangle", "star", "cross", "ring", "drop", "hexago
 TEXTURES = ("plain", "stripes", "checks", "dots", "grid", "rings", "rays", "waves", "grain", "patches")
 CLASSES = [f"{shape} {texture}" for shape in SHAPES for texture in TEXTURES]
 SIDES = (100, 200)
+LUMA = np.array([0.114, 0.587, 0.299])  # of blue, green, red
 
 
 def class_id(label: int) -> str:
@@ -29,19 +30,20 @@ def draw(seed: int, label: int, number: int) -> np.ndarray:
     height, width = (int(side) for side in random.integers(*SIDES, 2, endpoint=True))
     side = min(height, width)
     y, x = np.mgrid[:height, :width].astype(np.float32)
-    radius = side * random.uniform(0.3, 0.46)
+    radius = side * random.uniform(0.34, 0.47)
     middle_x, middle_y = (
         random.uniform(0.9 * radius, length - 0.9 * radius) if length > 1.8 * radius else length / 2
         for length in (width, height)
     )
-    angle = random.uniform(-0.6, 0.6)
+    angle = random.uniform(-0.5, 0.5)
     cosine, sine = np.cos(angle), np.sin(angle)
     u = ((x - middle_x) * cosine + (y - middle_y) * sine) / (radius * random.uniform(0.85, 1.15))
     v = ((y - middle_y) * cosine - (x - middle_x) * sine) / (radius * random.uniform(0.85, 1.15))
     inside = _shape(SHAPES[label // len(TEXTURES)], u, v)
     soft = cv2.GaussianBlur(inside.astype(np.float32), (0, 0), random.uniform(0.6, 1.6))[..., None]
     pattern = _texture(TEXTURES[label % len(TEXTURES)], u, v, random)[..., None]
-    one, other = _two_colours(random)
+    # The background's luma lies between the two, so that both shape and texture show.
+    one, other = _colour(random, 20, 80), _colour(random, 170, 235)
     figure = pattern * one + (1 - pattern) * other
     picture = soft * figure + (1 - soft) * _background(random, height, width)
     # Light from one side, then noise.
@@ -84,7 +86,7 @@ def _texture(name: str, u: np.ndarray, v: np.ndarray, random: np.random.Generato
     a = (u * np.cos(turn) + v * np.sin(turn)) * 9 * scale + random.uniform(0, 6)
     b = (v * np.cos(turn) - u * np.sin(turn)) * 9 * scale + random.uniform(0, 6)
     if name == "plain":
-        return np.full_like(u, 0.5)
+        return np.ones_like(u)
     if name == "stripes":
         return _edge(np.sin(2 * a))
     if name == "checks":
@@ -111,22 +113,23 @@ def _edge(values: np.ndarray) -> np.ndarray:
     return np.clip(0.5 + 2.5 * values, 0, 1)
 
 
-def _two_colours(random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Two colours apart enough for the texture to show."""
+def _colour(random: np.random.Generator, least: float, most: float) -> np.ndarray:
+    """A colour of any hue whose luma is from ``least`` to ``most``."""
     while True:
-        one, other = random.uniform(0, 255, (2, 3))
-        if abs(one - other).sum() > 170:
-            return one, other
+        colour = random.uniform(0, 255, 3)
+        if least <= colour @ LUMA <= most:
+            return colour
 
 
 def _background(random: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """Colour clouds and a few straight things of other colours: [H, W, 3]."""
-    coarse = random.uniform(0, 255, (*random.integers(2, 7, 2), 3)).astype(np.float32)
+    """Soft clouds about one colour, and up to four straight things of others near it: [H, W, 3]."""
+    colour = _colour(random, 100, 150)
+    coarse = (colour + random.uniform(-35, 35, (*random.integers(2, 6, 2), 3))).astype(np.float32)
     clouds = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
-    for _ in range(random.integers(2, 7)):
+    for _ in range(random.integers(0, 5)):
         ends = (random.random((2, 2)) * (width, height)).astype(int).tolist()
-        colour = random.uniform(0, 255, 3).tolist()
-        cv2.line(clouds, ends[0], ends[1], colour, int(random.integers(1, 9)), cv2.LINE_AA)
+        other = (colour + random.uniform(-70, 70, 3)).tolist()
+        cv2.line(clouds, ends[0], ends[1], other, int(random.integers(1, 6)), cv2.LINE_AA)
     return clouds
 
 

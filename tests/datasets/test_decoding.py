@@ -56,9 +56,9 @@ def test_a_jpeg_of_endless_scans_is_refused():
 
 def test_sizes_are_read_from_headers():
     colour = jpeg(face(0, 20, 30))
-    assert read_header(jpeg(face(0, 20, 30)[..., 0])) == Header(20, 30, is_jpeg=True)
+    for plain in (colour, jpeg(face(0, 20, 30)[..., 0])):
+        assert read_header(plain) == Header(20, 30, is_jpeg=True, is_plain_jpeg=True)
     for encoded in (
-        colour,
         jpeg(face(0, 20, 30), cv2.IMWRITE_JPEG_PROGRESSIVE, 1),
         with_orientation(colour, 6),
         colour + b"trailing",
@@ -75,7 +75,7 @@ def test_bytes_after_the_end_are_accepted():
 
 def test_fill_bytes_between_segments_are_accepted():
     colour = jpeg(face(3))
-    assert read_header(colour[:2] + b"\xff\xff" + colour[2:]) == Header(16, 16, is_jpeg=True)
+    assert read_header(colour[:2] + b"\xff\xff" + colour[2:]) == Header(16, 16, True, True)
 
 
 def test_a_cut_picture_with_a_whole_thumbnail_is_refused():

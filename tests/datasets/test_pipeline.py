@@ -6,8 +6,10 @@ import pytest
 import tensorflow as tf
 from conftest import run_python
 from datasets.pictures import BROKEN, CMYK_JPEG, face, jpeg, png_bomb, with_orientation
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from towers.datasets import pipeline
+from towers.datasets import loading
 from towers.datasets.decoding import Quarantine, decode, fit
 from towers.datasets.folder import PathSource, Source, read_folder
 from towers.datasets.order import Order
@@ -192,8 +194,29 @@ def test_odd_pictures_have_the_same_pixels_in_any_batch(odd_source):
     assert quarantine.bad == {}
 
 
+def test_plain_pictures_never_need_python_to_decode_them(source, monkeypatch):
+    monkeypatch.setattr(loading, "decode", lambda *_: pytest.fail("decoded by OpenCV"))
+    monkeypatch.setattr(loading.Pictures, "load", lambda *_: pytest.fail("decoded one by one"))
+    quarantine = Quarantine(source)
+    train(source, 5, quarantine=quarantine)
+    quarantine.check(0.0)
+
+
+@settings(max_examples=60, deadline=None)
+@given(place=st.integers(0, 10_000), change=st.integers(1, 255), seed=st.integers(0, 3))
+def test_a_damaged_picture_changes_no_other_and_is_the_same_in_any_batch(tmp_path_factory, place, change, seed):
+    encoded = bytearray(jpeg(face(seed)))
+    encoded[place % len(encoded)] ^= change
+    source = write_source(tmp_path_factory.mktemp("damaged"), [jpeg(face(5)), bytes(encoded), jpeg(face(6))], 2)
+    together, alone = Quarantine(source), Quarantine(source)
+    result = pixels(source, np.arange(3), batch=3, quarantine=together)
+    assert np.array_equal(result, pixels(source, np.arange(3), batch=1, quarantine=alone))
+    assert together.bad.keys() == alone.bad.keys() <= {1}
+    assert np.array_equal(result[[0, 2]], [decode(jpeg(face(5))), decode(jpeg(face(6)))])
+
+
 def test_memory_is_used_again_only_when_nothing_looks_at_it(source):
-    pictures = pipeline._Pictures(source, SIZE, Quarantine(source))
+    pictures = loading.Pictures(source, SIZE, Quarantine(source))
     first, _ = pictures.load(np.arange(4), np.arange(4))
     place, contents, view = first.ctypes.data, first.copy(), first[1:, ::2]
     assert place % 64 == 0

@@ -27,11 +27,15 @@ class BadPicture(ValueError):
 
 
 class Header(NamedTuple):
-    """Size in pixels as stored, before an EXIF turn, and which of the two formats."""
+    """Size in pixels as stored, before an EXIF turn, and what the encoding is.
+
+    A plain JPEG is whole, baseline, of one or three components of 8 bits, without EXIF: all decoders read it alike.
+    """
 
     height: int
     width: int
     is_jpeg: bool
+    is_plain_jpeg: bool = False
 
 
 def read_header(encoded: bytes) -> Header:
@@ -153,7 +157,8 @@ def _jpeg_header(encoded: bytes) -> Header:
             raise BadPicture("JPEG without a frame")
         precision, height, width, components = _FRAME.unpack_from(encoded, place + 4)
         # Without the marker decoders fill the rest with grey. Bytes may follow it; a thumbnail's comes before the scan.
-        if not encoded.endswith(JPEG_END):
+        whole = encoded.endswith(JPEG_END)
+        if not whole:
             place = _find_segment(encoded, place, frozenset([_START_OF_SCAN]))
             if encoded.rfind(JPEG_END, place) < 0:
                 raise BadPicture("cut: JPEG without an end marker")
@@ -163,7 +168,7 @@ def _jpeg_header(encoded: bytes) -> Header:
     baseline = marker == _BASELINE and precision == 8 and components in (1, 3)
     if not baseline and encoded.count(b"\xff\xda", place) > MAX_JPEG_SCANS:
         raise BadPicture(f"JPEG of more than {MAX_JPEG_SCANS} scans")
-    return Header(height, width, is_jpeg=True)
+    return Header(height, width, is_jpeg=True, is_plain_jpeg=baseline and whole and not has_exif(encoded))
 
 
 def _find_segment(encoded: bytes, place: int, markers: frozenset[int]) -> int:

@@ -159,9 +159,10 @@ def read_file(path: str) -> bytes:
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     try:
         encoded = chunk = os.read(descriptor, _CHUNK)
-        while chunk and len(encoded) <= MAX_ENCODED_BYTES:
-            chunk = os.read(descriptor, min(_CHUNK, MAX_ENCODED_BYTES + 1 - len(encoded)))
+        # Of a regular file less than a chunk is the end.
+        while len(chunk) == _CHUNK and len(encoded) <= MAX_ENCODED_BYTES:
+            chunk = os.read(descriptor, _CHUNK)
             encoded += chunk
     finally:
         os.close(descriptor)
-    return encoded
+    return encoded[: MAX_ENCODED_BYTES + 1]

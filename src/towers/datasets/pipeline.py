@@ -4,18 +4,14 @@ dataset = train_dataset(source, Order(len(source), seed), first_step=0, global_b
                         num_towers=2, load_size=112, quarantine=Quarantine(source))
 """
 
-import math
 import os
 from collections.abc import Sequence
 
-import numpy as np
 import tensorflow as tf
 
-from ..errors import BadData
 from .cropping import RandomResizedCrop
-from .decoding import BadPicture, Quarantine, decode, fit, read_header
-
-MAX_NEIGHBOURS = 100
+from .decoding import Quarantine
+from .loading import Pictures
 
 
 def train_dataset(
@@ -55,7 +51,7 @@ def train_dataset(
         return tf.numpy_function(order.records, [positions], tf.int64, stateful=False)
 
     elements = tf.data.Dataset.counter(dtype=tf.int64)
-    pictures = _Pictures(source, load_size, quarantine, crop)
+    pictures = Pictures(source, load_size, quarantine, crop)
     return _batches(elements, positions_of, records_of, pictures, batch, num_parallel_calls).prefetch(2 * len(towers))
 
 
@@ -86,127 +82,41 @@ def evaluation_dataset(
         return tf.where(positions < num_records, positions, tf.constant(-1, tf.int64))
 
     elements = tf.data.Dataset.range(-(-num_records // global_batch) * len(towers))
-    pictures = _Pictures(source, load_size, quarantine)
+    pictures = Pictures(source, load_size, quarantine)
     return _batches(elements, positions_of, records_of, pictures, batch, num_parallel_calls).prefetch(2 * len(towers))
 
 
 def _batches(elements, positions_of, records_of, pictures, batch, num_parallel_calls):
-    """Map element numbers to batches, several at a time, in order."""
-    # One a core: with more, threads wait for Python's lock in turn, which costs more than it hides.
-    calls = num_parallel_calls or max(2, len(os.sched_getaffinity(0)))
+    """Map element numbers to batches, several at a time, in order: read with Python's lock, then decoded without."""
+    # One a core and one more: while two decode, a third waits for Python's lock or the disk.
+    calls = num_parallel_calls or len(os.sched_getaffinity(0)) + 1
 
-    def load(element: tf.Tensor) -> dict[str, tf.Tensor]:
+    def read(element: tf.Tensor) -> dict[str, tf.Tensor]:
         positions = tf.ensure_shape(positions_of(element), [batch])
         records = tf.ensure_shape(records_of(positions), [batch])
-        # One call a batch: OpenCV decodes without Python's lock, and calls cost more than the lines between them.
-        image, label = tf.numpy_function(pictures.load, [records, positions], [tf.uint8, tf.int64], stateful=False)
-        return {
-            "image": tf.ensure_shape(image, [batch, pictures.size, pictures.size, 3]),
-            "label": tf.ensure_shape(label, [batch]),
-            "record": records,
-            "position": positions,
-        }
+        return {"record": records, "position": positions, **pictures.read_in_graph(records, positions)}
+
+    def decoded(batch_read: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        return finished(batch_read, pictures.decode_in_graph(batch_read), batch_read["label"])
+
+    def decoded_with_care(batch_read: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        return finished(batch_read, *pictures.load_in_graph(batch_read["record"], batch_read["position"]))
+
+    def finished(batch_read, image, label):
+        return {"image": image, "label": label, "record": batch_read["record"], "position": batch_read["position"]}
+
+    def batch_of(batch_read: dict[str, tf.Tensor]) -> tf.data.Dataset:
+        # One picture that TensorFlow's decoder refuses fails the whole batch, which is then made once more.
+        one = tf.data.Dataset.from_tensors(batch_read)
+        return one.map(decoded).ignore_errors().concatenate(one.map(decoded_with_care)).take(1)
 
     options = tf.data.Options()
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
     options.deterministic = True
     # Threads of its own: TensorFlow's, one a core, also compute the step.
     options.threading.private_threadpool_size = calls
-    return elements.map(load, num_parallel_calls=calls, deterministic=True).with_options(options)
-
-
-class _Pictures:
-    """Reads and decodes the pictures of one source. A picture's pixels never depend on its batch."""
-
-    def __init__(self, source, load_size: int, quarantine: Quarantine, crop: RandomResizedCrop | None = None):
-        self.source = source
-        self.size = load_size if crop is None else crop.size
-        self.crop = crop
-        self.quarantine = quarantine
-        self._memory = _KeptMemory()
-
-    def load(self, records: np.ndarray, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Records and positions [b] -> pixels uint8 [b, L, L, 3], labels int64 [b].
-
-        Broken pictures are replaced; record -1 is black.
-        """
-        pixels = self._memory.empty((len(records), self.size, self.size, 3))
-        labels = np.zeros(len(records), np.int64)
-        try:
-            draws = [None] * len(records) if self.crop is None else self.crop.draws(positions)
-            wanted = [self.quarantine.stand_in(record) for record in records.tolist()]
-            for slot, (record, encoded) in enumerate(zip(wanted, self._read(wanted), strict=True)):
-                if record < 0:
-                    pixels[slot] = 0
-                else:
-                    pixels[slot], labels[slot] = self._load(record, encoded, draws[slot])
-        except Exception as error:
-            self.quarantine.fail(error)
-            pixels[:], labels[:] = 0, 0
-        return pixels, labels
-
-    def _read(self, records: list[int]) -> list[bytes | None]:
-        """Encoded bytes; None where there is no record, or where reading is left to `_load`, which keeps the reason."""
-        wanted = [record for record in records if record >= 0]
-        try:
-            encoded = iter(self.source.read(wanted))
-        except OSError:
-            return [None] * len(records)
-        return [next(encoded) if record >= 0 else None for record in records]
-
-    def _load(self, record: int, encoded: bytes | None, draws: np.ndarray | None) -> tuple[np.ndarray, int]:
-        """Pixels [L, L, 3] and label of a record, or of the next readable one. BadData where none is near."""
-        for distance in range(min(MAX_NEIGHBOURS, len(self.source))):
-            candidate = (record + distance) % len(self.source)
-            try:
-                data = encoded if distance == 0 and encoded is not None else self.source.read([candidate])[0]
-                picture = self._decode(data) if self.crop is None else self.crop.load(data, draws)
-            except BadPicture as error:
-                self.quarantine.add(candidate, str(error))
-            except OSError as error:
-                self.quarantine.add(candidate, f"cannot be read: {error.strerror or error}")
-            else:
-                if distance:
-                    self.quarantine.replace(record, candidate)
-                return picture, self.source.labels[candidate]
-        raise BadData(
-            f"{self.source.where(record)}: neither it nor any of the pictures after it can be read: "
-            f"{self.quarantine.first_paths(10)}; repair or remove them"
-        )
-
-    def _decode(self, encoded: bytes) -> np.ndarray:
-        read_header(encoded)
-        return fit(decode(encoded), self.size)
-
-
-class _KeptMemory:
-    """Batches in memory that was used before: having the system clear fresh pages costs a fifth of decoding a batch."""
-
-    ALIGNMENT = 64  # TensorFlow copies what is aligned less.
-
-    def __init__(self):
-        self._free: dict[int, list[np.ndarray]] = {}
-
-    def empty(self, shape: tuple[int, ...]) -> np.ndarray:
-        """uint8 of this shape, contents undefined. The memory comes back when no array and no tensor looks at it."""
-        size = math.prod(shape)
-        free = self._free.setdefault(size, [])
-        try:
-            block = free.pop()
-        except IndexError:
-            block = np.empty(size + self.ALIGNMENT, np.uint8)
-            start = -block.ctypes.data % self.ALIGNMENT
-            block = block[start : start + size]
-        return np.asarray(_Loan(block, free)).reshape(shape)
-
-
-class _Loan:
-    """Keeps a block out of the free ones: NumPy holds this object as long as any array looks at the block."""
-
-    def __init__(self, block: np.ndarray, free: list[np.ndarray]):
-        self.__array_interface__ = block.__array_interface__
-        self._block = block
-        self._free = free
-
-    def __del__(self):
-        self._free.append(self._block)
+    return (
+        elements.map(read, num_parallel_calls=calls, deterministic=True)
+        .interleave(batch_of, cycle_length=calls, block_length=1, num_parallel_calls=calls, deterministic=True)
+        .with_options(options)
+    )
