@@ -1,7 +1,7 @@
 """THOR against SGD with momentum: steps to the same training loss, and what a step costs, on a small ResNet.
 
   python benchmarks/thor.py --out_dir thor                       # under 15 minutes on two idle cores
-  python benchmarks/thor.py --out_dir thor --epochs 20 --momentum_rates 0.02 0.05 0.1 --thor_rates 0.01 0.02
+  python benchmarks/thor.py --out_dir thor --epochs 20 --thor_rates 0.01 0.02 --thor_dampings 0.3
 
 Trains on the drawn stand-in of data/multigrain_standin, made where it is missing. Of SGD with momentum (Nesterov) the
 rate of the grid with the lowest final loss counts, the mean of its last 5 % of steps; its rate falls by half a cosine.
@@ -11,6 +11,7 @@ their own, in turn, and a refresh is counted once every interval. Prints tables,
 """
 
 import argparse
+import itertools
 import json
 import statistics
 import subprocess
@@ -127,7 +128,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=10, help="of momentum, of 34 steps of 60 pictures")
     parser.add_argument("--momentum_rates", type=float, nargs="+", default=[0.01, 0.03, 0.1])
     parser.add_argument("--thor_rates", type=float, nargs="+", default=[0.003, 0.01, 0.03])
-    parser.add_argument("--thor_damping", type=float, default=0.3)
+    parser.add_argument("--thor_dampings", type=float, nargs="+", default=[0.1, 0.3, 1.0])
     parser.add_argument("--interval", type=int, default=20, help="steps between refreshes")
     parser.add_argument("--steps", type=int, default=18, help="timed steps a round")
     parser.add_argument("--rounds", type=int, default=3, help="of timing")
@@ -144,21 +145,22 @@ def main() -> None:
     shared = ["--image_size", arguments.image_size, "--batch_size", arguments.batch_size]
     steps = arguments.epochs * -(-len(list(data.glob("*/*.jpg"))) // arguments.batch_size)
     window = max(1, round(LAST * steps))
-    print(f"{'optimizer':<10} {'rate':>8} {'steps':>6} {'final loss':>11} {'reached at':>11}")
+    print(f"{'optimizer':<10} {'rate':>8} {'damping':>8} {'steps':>6} {'final loss':>11} {'reached at':>11}")
     momentum = {}
     for rate in arguments.momentum_rates:
         options = ["--optimizer", "MOM", "--learning_rate", rate, "--max_steps", steps]
         momentum[rate] = trained_losses(arguments.out_dir / f"momentum_{rate}", data, [*shared, *options])
-        print(f"{'momentum':<10} {rate:8} {steps:6} {momentum[rate][-window:].mean():11.4f}", flush=True)
+        print(f"{'momentum':<10} {rate:8} {'':>8} {steps:6} {momentum[rate][-window:].mean():11.4f}", flush=True)
     target = min(losses[-window:].mean() for losses in momentum.values())
     reached = []
-    for rate in arguments.thor_rates:
+    for rate, damping in itertools.product(arguments.thor_rates, arguments.thor_dampings):
         options = ["--optimizer", "thor", "--learning_rate", rate, "--max_steps", round(SHARE * steps)]
-        options += ["--thor_interval", arguments.interval, "--thor_damping", arguments.thor_damping]
-        losses = trained_losses(arguments.out_dir / f"thor_{rate}", data, [*shared, *options])
+        options += ["--thor_interval", arguments.interval, "--thor_damping", damping]
+        losses = trained_losses(arguments.out_dir / f"thor_{rate}_{damping}", data, [*shared, *options])
         reached.append(first_reached(losses, target, window))
         print(
-            f"{'THOR':<10} {rate:8} {len(losses):6} {losses[-window:].mean():11.4f} {reached[-1] or 'never':>11}",
+            f"{'THOR':<10} {rate:8} {damping:8} {len(losses):6} {losses[-window:].mean():11.4f} "
+            f"{reached[-1] or 'never':>11}",
             flush=True,
         )
     least = min((number for number in reached if number is not None), default=None)
