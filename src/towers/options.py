@@ -561,6 +561,12 @@ def add_optimizer(parser: Parser, *, optimizer: str, learning_rate: float) -> No
     group.add_argument("--thor_damping", type=float, default=0.03, help="first damping lambda")
     group.add_argument("--thor_damping_decay", type=float, default=0.5, help="factor of it in ten epochs")
     group.add_argument(
+        "--thor_kl_clip",
+        type=float,
+        default=0.0,
+        help="bound of rate^2 * <preconditioned gradient, gradient>, by which steps are made shorter; 0: none",
+    )
+    group.add_argument(
         "--thor_map_side",
         type=int,
         default=SAMPLED_SIDE,

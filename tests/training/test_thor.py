@@ -95,6 +95,30 @@ def test_factors_inverses_and_update_follow_the_equations(towers, dtype, toleran
     np.testing.assert_allclose(bias - head.bias.numpy(), of_logits, atol=max(tolerance, 1e-6))
 
 
+@pytest.mark.parametrize("kl_clip", [1e-3, 1e3])
+def test_a_step_is_as_long_as_its_divergence_allows(towers, kl_clip):
+    """rate^2 sum <d, g> over the preconditioned kernels, from the step without the clip; a bias is left as it is."""
+    rate, moved = 0.5, {}
+    for clip in (0.0, kl_clip):
+        network, head = tiny_network(towers, "float64")
+        variables = [*network.trainable_variables, head.weights, head.bias]
+        before = [variable.numpy() for variable in variables]
+        thor = Thor(towers, network, [head], **SETTINGS, kl_clip=clip)
+        run(step_function(towers, network, head, thor), batch_of("float64"), rate=rate)
+        moved[clip] = [old - variable.numpy() for old, variable in zip(before, variables, strict=True)]
+    batch = batch_of("float64")
+    _, layers = reference.small_network(batch["image"].numpy(), batch["label"].numpy(), *before)
+    products = 0.0
+    for (name, (inputs, of_outputs, _)), change in zip(layers.items(), moved[0.0], strict=False):
+        gradient = inputs.T @ of_outputs / 6
+        products += ((gradient.T if name == "head" else gradient.reshape(change.shape)) * change / rate).sum()
+    factor = min(1.0, np.sqrt(kl_clip / (rate**2 * products)))
+    assert (factor < 0.5) == (kl_clip < 1)
+    for change, free in zip(moved[kl_clip][:-1], moved[0.0], strict=False):
+        np.testing.assert_allclose(change, factor * free, rtol=1e-9)
+    np.testing.assert_allclose(moved[kl_clip][-1], moved[0.0][-1], rtol=1e-12)
+
+
 def test_between_refreshes_the_inverses_stay(towers):
     network, head = tiny_network(towers, "float64")
     thor = Thor(towers, network, [head], **SETTINGS)
@@ -395,6 +419,7 @@ def test_which_layers_are_preconditioned(towers):
         ({"damping": float("nan")}, "--thor_damping nan"),
         ({"damping_decay": 1.5}, "--thor_damping_decay 1.5"),
         ({"interval": 0}, "--thor_interval 0"),
+        ({"kl_clip": -1.0}, "--thor_kl_clip -1.0"),
         ({"trace_rule": (0.01, 0.1)}, "--thor_trace_rule 0.01,0.1"),
         ({"trace_rule": (0.01, -0.1)}, "--thor_trace_rule"),
     ],

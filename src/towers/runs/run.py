@@ -34,7 +34,7 @@ NETWORK_OPTIONS = (
     "network use_fixed_image_standardization image_size embedding_size embedding_head norm keep_probability sync_bn "
     "seed"
 )
-THOR_OPTIONS = "optimizer thor_interval thor_trace_rule thor_damping thor_damping_decay thor_map_side"
+THOR_OPTIONS = "optimizer thor_interval thor_trace_rule thor_damping thor_damping_decay thor_kl_clip thor_map_side"
 POLICIES = {"float32": "float32", "float64": "float64", "bfloat16": "mixed_bfloat16", "float16": "mixed_float16"}
 
 
@@ -76,6 +76,7 @@ def make_thor(
     thor_trace_rule: tuple[float, float] | None,
     thor_damping: float,
     thor_damping_decay: float,
+    thor_kl_clip: float,
     thor_map_side: int,
 ) -> Thor | None:
     """THOR for a network and its linear heads where ``optimizer`` is THOR, else None.
@@ -97,6 +98,7 @@ def make_thor(
         interval=thor_interval,
         trace_rule=thor_trace_rule,
         largest_side=thor_map_side or None,
+        kl_clip=thor_kl_clip,
     )
 
 

@@ -157,7 +157,7 @@ def make_train_step(
         if thor is not None:
             num_pictures = tf.size(batch["label"], tf.int64) * towers.num_towers
             inverses = thor.refreshed(factors, num_pictures, divisor, step) if refresh else thor.stored()
-            gradients = thor.preconditioned(gradients, variables, inverses)
+            gradients = thor.preconditioned(gradients, variables, inverses, learning_rate)
             keep &= tf.math.is_finite(tf.linalg.global_norm(gradients))
             if refresh:
                 thor.store(inverses, keep)

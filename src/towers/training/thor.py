@@ -55,6 +55,9 @@ class Thor:
       trace_rule: (w1, w2): at a refresh a layer gets new inverses only where the trace of its damped factors has
         changed by more than w1 (a share), and is left alone for ever once it changes by less than w2; None: always.
       largest_side: statistics of a map are taken from at most about so many positions a side, evenly spread; None: all.
+      kl_clip: the preconditioned gradients d are scaled so that rate^2 sum <d, g>, by which a step changes what the
+        network says (a KL divergence, to second order), is at most this; 0: never. Not of the paper, but usual with
+        Kronecker factors (Ba, Grosse, Martens, 2017).
 
     Raises:
       UserError: a value out of range.
@@ -72,8 +75,10 @@ class Thor:
         interval: int,
         trace_rule: tuple[float, float] | None = None,
         largest_side: int | None = SAMPLED_SIDE,
+        kl_clip: float = 0.0,
     ):
-        check_options(damping, damping_decay, interval, trace_rule)
+        check_options(damping, damping_decay, interval, trace_rule, kl_clip)
+        self.kl_clip = kl_clip
         self.damping, self.damping_decay, self.epoch_size = damping, damping_decay, epoch_size
         self.interval, self.trace_rule = interval, trace_rule
         self.heads = list(heads)
@@ -209,17 +214,24 @@ class Thor:
         )
 
     def preconditioned(
-        self, gradients: Sequence[tf.Tensor], variables: Sequence, inverses: Inverses
+        self, gradients: Sequence[tf.Tensor], variables: Sequence, inverses: Inverses, learning_rate: tf.Tensor
     ) -> list[tf.Tensor]:
-        """(1 / T) A^-1 g G^-1 for the kernels of the taps, and the other gradients as they are."""
-        places = {id(tap.kernel): index for index, tap in enumerate(self.taps)}
-        result = []
-        for gradient, variable in zip(gradients, variables, strict=True):
-            if id(variable) in places:
-                tap, pair = self.taps[places[id(variable)]], inverses.of_taps[places[id(variable)]]
-                product = kronecker.preconditioned(tap.matrix(gradient), *pair)
-                gradient = tap.unmatrix(product) / tap.positions
-            result.append(gradient)
+        """(1 / T) A^-1 g G^-1 for the kernels of the taps, scaled by ``kl_clip``; the other gradients as they are."""
+        places = {id(variable): index for index, variable in enumerate(variables)}
+        result = list(gradients)
+        for tap, pair in zip(self.taps, inverses.of_taps, strict=True):
+            place = places.get(id(tap.kernel))
+            if place is not None:
+                product = kronecker.preconditioned(tap.matrix(gradients[place]), *pair)
+                result[place] = tap.unmatrix(product) / tap.positions
+        if not self.kl_clip:
+            return result
+        kernels = [places[id(tap.kernel)] for tap in self.taps if id(tap.kernel) in places]
+        products = [tf.cast(tf.reduce_sum(result[place] * gradients[place]), tf.float64) for place in kernels]
+        change = tf.cast(learning_rate, tf.float64) ** 2 * tf.add_n(products)
+        factor = tf.sqrt(self.kl_clip / tf.maximum(change, self.kl_clip))
+        for place in kernels:
+            result[place] *= tf.cast(factor, result[place].dtype)
         return result
 
     def store(self, inverses: Inverses, keep: tf.Tensor) -> None:
@@ -258,12 +270,16 @@ def warn_of_failures(metrics: dict) -> str | None:
     )
 
 
-def check_options(damping: float, damping_decay: float, interval: int, trace_rule: tuple[float, float] | None) -> None:
+def check_options(
+    damping: float, damping_decay: float, interval: int, trace_rule: tuple[float, float] | None, kl_clip: float = 0.0
+) -> None:
     """Raise UserError where there is no such THOR."""
     if not damping >= LEAST_DAMPING:
         raise UserError(f"--thor_damping {damping}: must be {LEAST_DAMPING} or more; published are 0.02 to 0.03")
     if not 0 < damping_decay <= 1:
         raise UserError(f"--thor_damping_decay {damping_decay}: must be above 0 and at most 1 (no decay)")
+    if not kl_clip >= 0:
+        raise UserError(f"--thor_kl_clip {kl_clip}: must be 0 (never) or more; 0.001 is usual")
     if interval < 1:
         raise UserError(f"--thor_interval {interval}: must be 1 step or more")
     if trace_rule is not None and not trace_rule[0] >= trace_rule[1] >= 0:
