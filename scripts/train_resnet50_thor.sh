@@ -21,7 +21,7 @@ recipe=(
   --random_resized_crop --random_flip --label_smoothing 0.1
   --batch_size 256 --precision float16 --loss_scale 128
   --optimizer thor --thor_optimizer MOM --weight_decay 5e-4
-  --thor_interval 834 --thor_damping 0.03 --thor_damping_decay 0.50036 --thor_map_side 0
+  --thor_interval 834 --thor_damping 0.03 --thor_damping_decay 0.50036 --thor_kl_clip 0 --thor_map_side 0
   --learning_rate 0.05803 --learning_rate_schedule thor --learning_rate_end_epoch 53 --learning_rate_power 4.0839
   --learning_rate_halving_epochs 39,40
   --max_epochs 45 --validate_every_n_epochs 5 --checkpoint_every_n_steps 5005
@@ -29,7 +29,7 @@ recipe=(
 if [ -z "${DATA:-}" ]; then
   recipe+=(
     --network resnet10 --embedding_size 512 --image_size 64 --batch_size 64 --precision float32
-    --thor_interval 20 --max_epochs 8 --learning_rate_end_epoch 10 --validate_every_n_epochs 4
+    --thor_interval 20 --thor_kl_clip 0.001 --max_epochs 8 --learning_rate_end_epoch 10 --validate_every_n_epochs 4
   )
 fi
 

@@ -115,6 +115,7 @@ def test_thor_as_it_was_released(project, tmp_path):
     assert (options.optimizer, options.thor_optimizer, options.weight_decay) == ("THOR", "MOM", 5e-4)
     assert (options.thor_interval, options.thor_damping, options.thor_damping_decay) == (834, 0.03, 0.50036)
     assert (options.learning_rate, options.learning_rate_power) == (0.05803, 4.0839)
+    assert options.thor_kl_clip == 0
     assert options.learning_rate_schedule == "thor"
     assert (options.learning_rate_end_epoch, options.learning_rate_halving_epochs) == (53, (39, 40))
     assert (options.max_epochs, options.label_smoothing, options.seed) == (45, 0.1, 3)

@@ -563,8 +563,8 @@ def add_optimizer(parser: Parser, *, optimizer: str, learning_rate: float) -> No
     group.add_argument(
         "--thor_kl_clip",
         type=float,
-        default=0.0,
-        help="bound of rate^2 * <preconditioned gradient, gradient>, by which steps are made shorter; 0: none",
+        default=0.001,
+        help="bound of rate^2 * <preconditioned gradient, gradient>; longer steps are shortened; 0 (published): none",
     )
     group.add_argument(
         "--thor_map_side",
