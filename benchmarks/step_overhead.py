@@ -1,7 +1,7 @@
 """What the towers cost: our step on one tower against a bare one, two CPU towers against one, and the gap at an epoch.
 
   python benchmarks/step_overhead.py                        # mobilefacenet, 112 px, global batch 64
-  python benchmarks/step_overhead.py --network small --steps 20
+  python benchmarks/step_overhead.py --network googlenet --image_size 84 --batch_size 32 --steps 8
 
 Each variant runs in a process of its own, in turn, several rounds; the medians of all its steps are compared.
 """
@@ -14,6 +14,7 @@ import sys
 import time
 
 VARIANTS = ("bare", "1 tower", "2 towers")
+AUXILIARY_LOSS_FACTOR = 0.3
 
 
 def measure(variant: str, network: str, image_size: int, batch_size: int, steps: int) -> list[float]:
@@ -35,17 +36,31 @@ def measure(variant: str, network: str, image_size: int, batch_size: int, steps:
     images = random.integers(0, 256, (batch_size, image_size, image_size, 3)).astype(np.float32)
     labels = random.integers(num_classes, size=batch_size)
     towers = run.set_up(towers=num_towers, reduction="cpu", precision="float32", seed=1)
+    auxiliary = network == "googlenet"
+
+    def built():
+        """The network, and a head for each of its outputs; the first is that of the embeddings."""
+        size = networks.NETWORKS[network].embedding_size or 128
+        model = networks.build(network, image_size=image_size, embedding_size=size, auxiliary=auxiliary)
+        heads = [
+            ReplicatedHead(num_classes, output.shape[-1], seed=index + 1, name=f"aux{index}" if index else "logits")
+            for index, output in enumerate(model.outputs)
+        ]
+        return model, heads, [*model.trainable_variables, *(one for head in heads for one in head.trainable_variables)]
+
     if variant == "bare":
-        model = networks.build(network, image_size=image_size, embedding_size=128)
-        head = ReplicatedHead(num_classes, 128, seed=1)
-        trained = [variable.value for variable in [*model.trainable_variables, *head.trainable_variables]]
+        model, heads, trained = built()
+        trained = [variable.value for variable in trained]
         slots = [tf.Variable(tf.zeros_like(variable)) for variable in trained]
 
         @tf.function
         def bare_step(images, labels):
             with tf.GradientTape() as tape:
-                logits = head.logits(model(images, training=True), head.prepare(labels))
-                loss = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits))
+                loss = 0.0
+                for index, features in enumerate(tf.nest.flatten(model(images, training=True))):
+                    logits = heads[index].logits(features, heads[index].prepare(labels))
+                    own = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits))
+                    loss += own if index == 0 else AUXILIARY_LOSS_FACTOR * own
             for variable, slot, gradient in zip(trained, slots, tape.gradient(loss, trained), strict=True):
                 tf.raw_ops.ResourceApplyMomentum(
                     var=variable.handle, accum=slot.handle, lr=0.05, grad=gradient, momentum=0.9, use_nesterov=True
@@ -56,18 +71,21 @@ def measure(variant: str, network: str, image_size: int, batch_size: int, steps:
         return timed(lambda step: bare_step(*batch).numpy(), steps)
 
     with towers.scope():
-        model = networks.build(network, image_size=image_size, embedding_size=128)
-        head = ReplicatedHead(num_classes, 128, seed=1)
-        trained = [*model.trainable_variables, *head.trainable_variables]
+        model, heads, trained = built()
         optimizer = optimizers.build("MOM")
         optimizer.build(trained)
     train_step = make_train_step(
         towers,
         model,
-        make_objective(head, lambda batch: batch["image"]),
+        make_objective(
+            heads[0],
+            lambda batch: batch["image"],
+            auxiliary_heads=heads[1:],
+            auxiliary_loss_factor=AUXILIARY_LOSS_FACTOR,
+        ),
         optimizer,
         variables=trained,
-        decayed=[*decayed_variables(model), *head.decayed_variables],
+        decayed=[*decayed_variables(model), *(one for head in heads for one in head.decayed_variables)],
         statistics=moving_statistics(model),
         weight_decay=5e-4,
     )

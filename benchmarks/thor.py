@@ -88,7 +88,8 @@ def measure(optimizer: str, image_size: int, batch_size: int, interval: int, ste
         rule.build(trained)
     thor = None
     if optimizer == "THOR":
-        thor = Thor(towers, network, [head], damping=0.03, damping_decay=0.5, epoch_size=100, interval=interval)
+        laws = {"damping": 0.03, "damping_decay": 0.5, "epoch_size": 100, "interval": interval, "kl_clip": 0.001}
+        thor = Thor(towers, network, [head], **laws)
     train_step = make_train_step(
         towers,
         network,
