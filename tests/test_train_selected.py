@@ -47,6 +47,17 @@ def test_options_that_do_not_fit(faces, tmp_path):
 
 
 @pytest.mark.slow
+def test_classes_near_the_features(faces, tmp_path):
+    options = ("--query", "features", "--num_selected", "8", "--towers", "2", "--max_steps", "3")
+    train(faces, tmp_path / "run", *options, "--selector", "ivf")
+    assert all(np.isfinite(line["loss"]) for line in metrics_of(tmp_path / "run"))
+    assert np.abs(state_of(tmp_path / "run", 3)["head/slot"]).max() > 0
+    found = train(faces, tmp_path / "parts", *options, "--accumulate", "2", check=False)
+    assert found.returncode == 2
+    assert "--accumulate 2: --query features needs the features of a whole batch" in found.stderr
+
+
+@pytest.mark.slow
 def test_servers_train_as_memory_does(faces, tmp_path):
     options = ("--deterministic", "--max_steps", "3")
     train(faces, tmp_path / "memory", *options)

@@ -15,8 +15,8 @@ from ..losses.margin import LogitForm
 from ..processes import Processes
 
 OPTIONS = (
-    "embedding_size seed optimizer weight_decay deterministic "
-    "selector num_selected num_trees probes interval adaptive center_folder param_servers param_token_file"
+    "embedding_size seed optimizer weight_decay deterministic accumulate selector query num_selected num_trees probes "
+    "interval adaptive center_folder param_servers param_token_file"
 )
 RULES = {"MOM": "momentum", "SGD": "sgd", "ADAGRAD": "adagrad"}
 MATRIX = "class_centers"
@@ -37,12 +37,15 @@ def make_head(
     largest_batch: int,
     form: LogitForm,
     *,
+    dtype: str,
     embedding_size: int,
     seed: int,
     optimizer: str,
     weight_decay: float,
     deterministic: bool,
     selector: str,
+    query: str,
+    accumulate: int,
     num_selected: int,
     num_trees: int,
     probes: int,
@@ -67,6 +70,11 @@ def make_head(
             f"--num_selected {num_selected}: a batch of {largest_batch} pictures may hold as many classes; "
             f"give --num_selected {largest_batch} or more"
         )
+    if query == "features" and accumulate > 1:
+        raise UserError(
+            f"--accumulate {accumulate}: --query features needs the features of a whole batch before its classes are "
+            "chosen; give --query center, or --accumulate 1"
+        )
     if interval < 1 or num_trees < 1 or probes < 1:
         raise UserError("--interval, --num_trees and --probes must be 1 or more")
     if param_servers and center_folder:
@@ -84,6 +92,8 @@ def make_head(
         store,
         MATRIX,
         form=form,
+        query=query,
+        dtype=dtype,
         settings=Settings(num_selected, num_trees if selector in ("forest", "annoy") else probes, interval),
         build=_builder(selector),
         adaptive=adaptive,
