@@ -31,7 +31,11 @@ def test_a_run_and_its_resumption(faces, tmp_path):
     state = state_of(tmp_path / "run", 3)
     assert state["head/weights"].shape == state["head/slot"].shape == (6, 16)
     assert np.abs(state["head/slot"]).max() > 0
-    assert all(np.isfinite(line["loss"]) for line in metrics_of(tmp_path / "run"))
+    for line in metrics_of(tmp_path / "run"):
+        assert np.isfinite(line["loss"])
+        assert len(line["tower_selection_wait_seconds"]) == len(line["tower_server_wait_seconds"]) == 2
+        assert 0 <= line["rows_wait"] <= 1
+    assert "for class weights" in (tmp_path / "run" / "train.log").read_text()
     train(faces, tmp_path / "run", "--towers", "1", "--max_steps", "4", "--adaptive")
     after = state_of(tmp_path / "run", 4)
     assert 0 < np.abs(after["head/weights"] - state["head/weights"]).max() < 0.1

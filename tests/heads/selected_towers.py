@@ -2,6 +2,8 @@
 
 import json
 import sys
+import threading
+import time
 
 import keras
 import numpy as np
@@ -33,6 +35,7 @@ def train(
     dtype="float32",
     margin=0.0,
     lost_step=-1,
+    late=False,
 ):
     store = memory_store()
     store.create("head", MatrixSpec(rows=C, columns=D, seed=2, scale=0.5, rule="momentum", weight_decay=0.01))
@@ -59,8 +62,19 @@ def train(
         optimizer = optimizers.build("SGD")
         optimizer.build(network.trainable_variables)
 
+    arrived = threading.Event()
+
+    def noted(features):
+        arrived.set()
+        return features
+
     def objective(network, batch):
-        losses, hits = head.classify(network(batch["image"]), batch["label"], batch["rows"], Margin(offsets=margin))
+        features = network(batch["image"])
+        if late:
+            noted_features = tf.numpy_function(noted, [features], features.dtype)
+            with tf.control_dependencies([noted_features]):
+                features = tf.identity(features)
+        losses, hits = head.classify(features, batch["label"], batch["rows"], Margin(offsets=margin))
         return TowerLosses(losses, tf.ones_like(losses), {"accuracy": tf.reduce_mean(hits)})
 
     step_of = make_train_step(
@@ -95,23 +109,32 @@ def train(
     def pull_or_lose(name, rows, version=None):
         if version == lost_step:
             raise PeerLost("the server is gone")
+        if late and len(rows) == num_selected:
+            # Rows that do not come before the features of their step: without a pull beside it none would come.
+            if not arrived.wait(30):
+                raise PeerLost("a step does not begin before its rows are there")
+            arrived.clear()
+            time.sleep(0.05)
         return pull(name, rows, version)
 
     store.pull = pull_or_lose
     feed = towers.feed(batches)
     step_of, selected = head.around(step_of), []
-    losses, centres, kernels, gradients = [], [], [network.get_weights()[0]], []
+    waits, losses, centres, kernels, gradients = [], [], [], [network.get_weights()[0]], []
     for step, batch in enumerate(head.follow(feed) if follow else feed):
-        centres.append(store.pull("head", np.arange(C)))
+        head.settle()
+        centres.append(pull("head", np.arange(C)))
         try:
-            _, shared = step_of(batch, tf.constant(step, tf.int64), tf.constant(0.1, tf.float64))
+            per_tower, shared = step_of(batch, tf.constant(step, tf.int64), tf.constant(0.1, tf.float64))
         except PeerLost as error:
             return {"error": np.array(f"step {step}: {error}")}
         losses.append(float(shared["loss"]))
+        waits.append(per_tower["server_wait_seconds"] + per_tower["selection_wait_seconds"])
         selected.append(np.concatenate(head._parts))
         kernels.append(network.get_weights()[0])
         gradients.append(np.concatenate([part.numpy() for part in head._gradients]))
     weights = head.export()
+    assert not late or not arrived.is_set()
     head.restore(weights[::-1].copy())
     np.testing.assert_array_equal(head.export(), weights[::-1])
     return {
@@ -125,6 +148,7 @@ def train(
         "kernels": np.stack(kernels),
         "gradients": np.stack(gradients),
         "calls": np.array(calls),
+        "waits": np.stack(waits),
         "selected": np.stack(selected),
         "version": np.array(store.version("head")),
         "rebuilds": np.array([rebuild.step for rebuild in rebuilds]),

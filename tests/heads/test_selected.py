@@ -14,12 +14,14 @@ CASES = {
         "all": {},
         "drawn": {"num_selected": 15},
         "bad": {"bad_step": 3},
+        "late": {"num_selected": 15, "steps": 3, "late": True, "follow": True},
         "features": {**FEATURES, "steps": 3},
         "features, margin": {**FEATURES, "steps": 3, "margin": 0.2},
     },
     2: {
         "drawn": {"num_selected": 15},
         "followed": {"num_selected": 15, "index": True, "follow": True},
+        "lost": {"num_selected": 15, "steps": 3, "lost_step": 2},
         "features": {**FEATURES, "steps": 3},
         "features, margin": {**FEATURES, "steps": 3, "margin": 0.2},
         "features, lost": {**FEATURES, "steps": 3, "lost_step": 2},
@@ -117,18 +119,26 @@ def test_all_towers_take_the_classes_that_one_asked_for(trained):
     assert found["version"] == 6
 
 
-def test_an_error_of_the_store_comes_out_of_the_graph(trained):
-    assert trained[2, "features, lost"]["error"] == "step 2: the server is gone"
+@pytest.mark.parametrize("case", ["lost", "features, lost"])
+def test_an_error_of_the_store_ends_a_step_that_waits(trained, case):
+    assert trained[2, case]["error"] == "step 2: the server is gone"
 
 
-@pytest.mark.parametrize("run", [(1, "all"), (1, "drawn"), (2, "drawn"), (2, "followed")], ids=str)
+def test_rows_come_while_the_network_runs(trained):
+    found = trained[1, "late"]
+    assert (found["waits"] >= 0.05).all()
+    assert trained[2, "followed"]["waits"].shape == (6, 2)
+    assert (trained[2, "followed"]["waits"] >= 0).all()
+
+
+@pytest.mark.parametrize("run", [(1, "all"), (1, "drawn"), (2, "drawn"), (2, "followed"), (1, "late")], ids=str)
 def test_equal_to_softmax_over_the_selected_classes(trained, run):
     found = trained[run]
     losses, weights, kernel = dense(found, found["selected"])
     np.testing.assert_allclose(found["losses"], losses, rtol=1e-5)
     np.testing.assert_allclose(found["weights"], weights, atol=1e-5)
     np.testing.assert_allclose(found["kernel"], kernel, atol=1e-5)
-    assert found["version"] == 6
+    assert found["version"] == len(losses)
     for labels, classes in zip(found["labels"], found["selected"], strict=True):
         assert set(labels) <= set(classes.tolist())
         assert len(classes) == CASES[run[0]][run[1]].get("num_selected", 40)

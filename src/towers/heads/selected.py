@@ -1,13 +1,15 @@
 """A head whose classes are held by a store, and of which a step sees the few that matter (HF-Softmax).
 
 Zhang, Yang, Yan and Lin, "Accelerated Training for Massive Classification via Dynamic Class Selection" (AAAI 2018).
-Queried by the centres of the labels, the rows of a step are chosen and pulled before it, and no Python runs inside the
-graph. Queried by the features, as in the paper, each tower asks the host once they are there: the first to ask has the
-classes chosen from the features of all towers, and none waits for another to ask. Gradients are pushed after the step.
+A thread beside the steps pulls the rows of a step once the gradients of the step before have been pushed, so that every
+row is what it would be without the thread. Queried by the centres of the labels, the network meanwhile runs, and no
+Python is inside the graph. Queried by the features, as in the paper, each tower asks the host once they are there: the
+first to ask has the classes chosen from the features of all towers, and none waits for another to ask.
 The selected rows are split over the towers like those of `sharded.ShardedHead`, whose softmax this head shares.
 """
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent import futures
 from functools import partial
@@ -21,6 +23,7 @@ from ..classcenters.selection import Selector, Settings, steer
 from ..distribution import Towers, tower_index
 from ..errors import UserError
 from ..losses.margin import LogitForm
+from .row_queues import RowQueues
 from .sharded import Rows, ShardedHead
 from .stored_rows import StoredRows
 
@@ -28,10 +31,12 @@ QUERIES = ("center", "features")
 
 
 class Choice(NamedTuple):
-    """Classes chosen for a batch: its labels [B], and ``classes`` [S], increasing."""
+    """Classes chosen for a batch: its labels [B], ``classes`` [S], increasing, and when, seconds since 1970."""
 
     labels: np.ndarray
     classes: np.ndarray
+    began: float
+    ended: float
 
 
 class SelectedHead(ShardedHead):
@@ -76,8 +81,8 @@ class SelectedHead(ShardedHead):
         if query not in QUERIES:
             raise ValueError(f"query is {query!r}; choose one of {', '.join(QUERIES)}")
         spec = store.spec(name)
-        self.query, self.dtype = query, np.dtype(dtype)
         self.towers, self.store, self.name, self.form = towers, store, name, form
+        self.query, self.dtype = query, np.dtype(dtype)
         self.num_classes, self.embedding_size = spec.rows, spec.columns
         self.settings, self._first_settings, self.adaptive = settings, settings, adaptive
         # The largest that steering can reach bounds the chunks of the softmax.
@@ -96,38 +101,44 @@ class SelectedHead(ShardedHead):
                 scale=form.scale,
                 found=self._take_measure,
             )
-        self._worker = futures.ThreadPoolExecutor(1, thread_name_prefix="class selection")
-        self._ahead: futures.Future | None = None
-        self._step, self._parts, self._num_zeros = 0, [], 0
-        # What the first tower of a step to ask found, for the others too: rows of each tower, or an error.
-        self._asked = threading.Lock()
-        self._answer: list[tuple[np.ndarray, np.ndarray]] | None = None
+        # One thread: pulls, searches and pushes come in the order of the steps, whatever their pace.
+        self._thread = futures.ThreadPoolExecutor(1, thread_name_prefix="class selection")
+        self._last: futures.Future | None = None
         self._failure: Exception | None = None
-        self._weights, self._classes, self._gradients, self._kept = [], [], [], []
+        self._queues = RowQueues(towers, spec.columns, dtype)
+        self._next_labels: np.ndarray | None = None
+        self._ahead: Choice | None = None
+        self._step, self._parts, self._num_zeros = 0, [], 0
+        # What the first tower of a step to ask found, for the others too.
+        self._asking = threading.Lock()
+        self._answer: list[tuple[np.ndarray, np.ndarray]] | None = None
+        # Of the last step: its choice, and when each tower needed its rows and had them.
+        self._choice: Choice | None = None
+        self._needed, self._given = [0.0] * len(towers.device_names), [0.0] * len(towers.device_names)
+        self._zeros, self._gradients, self._kept = [], [], []
         for device in towers.device_names:
             with tf.device(device):
                 empty = tf.zeros((0, spec.columns), dtype)
-                self._weights.append(tf.Variable(empty, shape=(None, spec.columns), name="head_rows"))
+                self._zeros.append(tf.Variable(empty, shape=(None, spec.columns), trainable=False))
                 self._gradients.append(tf.Variable(empty, shape=(None, spec.columns), trainable=False))
-                self._classes.append(tf.Variable(tf.zeros(0, tf.int64), shape=(None,), trainable=False))
                 self._kept.append(tf.Variable(False, trainable=False))
 
-    def variables(self) -> dict[str, "StoredRows"]:
+    def variables(self) -> dict[str, StoredRows]:
         """Name -> the matrix as one array in pieces, for checkpoints."""
-        rows = {"head/weights": StoredRows(self.store, self.name, 0)}
-        return rows | (
-            {"head/slot": StoredRows(self.store, self.name, 1)} if self.store.spec(self.name).has_slot else {}
-        )
+        rows = {"head/weights": self._stored_rows(0)}
+        return rows | ({"head/slot": self._stored_rows(1)} if self.store.spec(self.name).has_slot else {})
 
     def prepare(self, labels: tf.Tensor, step: tf.Tensor) -> Rows:
-        """Inside ``Towers.run``: this tower's part of the rows that were put there before the step.
+        """Inside ``Towers.run``: this tower's part of the rows that the host puts there for the step.
 
         With ``query="features"`` zeros stand for them, which `classify` adds to the rows that it finds: so the step has
         the rows' gradient, though it does not know them before the features.
         """
         tower = tower_index()
-        classes = self._classes[tower].read_value()
-        return Rows(self._weights[tower].read_value(), classes, classes)
+        if self.query == "features":
+            return Rows(self._zeros[tower].read_value())
+        weights, classes = self._queues.take(tower)
+        return Rows(weights, classes, classes)
 
     def apply(self, rows: Rows, gradient: tf.Tensor, learning_rate: tf.Tensor, keep: tf.Tensor) -> None:
         """Inside ``Towers.run``: leave the gradient where the host fetches it after the step."""
@@ -136,44 +147,60 @@ class SelectedHead(ShardedHead):
         self._kept[tower].assign(keep)
 
     def around(self, train_step: Callable) -> Callable:
-        """The step with the pull of its rows before it and the push of their gradients after it."""
+        """The step with the pull of its rows and the push of their gradients beside it.
+
+        Its results also have ``selection_wait_seconds`` and ``server_wait_seconds`` [R], how long each tower had its
+        features and waited for the choice of classes, and for the store.
+        """
 
         def selected_step(batch, step, learning_rate):
-            self._begin(self._labels_of(batch), int(step))
+            labels, step_number = self._labels_of(batch), int(step)
+            if self.query == "features":
+                self._expect(labels, step_number)
+            else:
+                self._beside(self._send, labels, step_number)
+                if self._next_labels is not None:
+                    self._beside(self._look_ahead, self._next_labels, step_number + 1)
             try:
-                results = train_step(batch, step, learning_rate)
-            except tf.errors.OpError as error:
-                # TensorFlow keeps only the text of what a Python function raises.
-                if self._failure is None:
-                    raise
-                raise self._failure from error
-            self._end(float(learning_rate))
-            return results
+                per_tower, shared = train_step(batch, step, learning_rate)
+            except tf.errors.OpError:
+                # The graph only knows that nothing came, or the text of what a Python function raised.
+                self.settle()
+                raise
+            selection, store = self._waits()
+            self._beside(self._push, self._parts, float(learning_rate))
+            return per_tower | {"selection_wait_seconds": selection, "server_wait_seconds": store}, shared
 
         return selected_step
 
     def follow(self, batches: Iterator, first_step: int = 0) -> Iterator:
-        """The batches, each given out once the search for the classes of the one after it has begun."""
+        """The batches, each given out with the next one's labels known, so that its classes are searched meanwhile."""
         batches = iter(batches)
-        batch, step = next(batches, None), first_step
+        batch = next(batches, None)
         while batch is not None:
             after = next(batches, None)
-            ahead = None
-            if after is not None and self.query == "center":
-                labels = self._labels_of(after)
-                # The centres are read here and not in the thread, where they would depend on its pace.
-                ahead = self._worker.submit(self._choose, labels, self._centres(labels), step + 1)
+            looks_ahead = after is not None and self.query == "center"
+            self._next_labels = self._labels_of(after) if looks_ahead else None
             yield batch
-            self._ahead = ahead
-            batch, step = after, step + 1
+            batch = after
+
+    def settle(self) -> None:
+        """Wait until all gradients are pushed. Raises whatever the thread has failed with."""
+        if self._last is not None:
+            self._last.result()
+        if self._failure is not None:
+            raise self._failure
 
     def export(self) -> np.ndarray:
         """The class weights [C, D] in one array."""
-        return np.concatenate([piece for _, piece in StoredRows(self.store, self.name, 0).chunks()])
+        return np.concatenate([piece for _, piece in self._stored_rows(0).chunks()])
 
     def restore(self, weights) -> None:
         """Take over class weights [C, D]; their slots stay. Raises UserError for another shape."""
-        StoredRows(self.store, self.name, 0).assign(weights)
+        self._stored_rows(0).assign(weights)
+
+    def _stored_rows(self, which):
+        return StoredRows(self.store, self.name, which, settle=self.settle)
 
     def _columns(self, labels, rows):
         places = tf.searchsorted(rows.positives, labels, out_type=tf.int64)
@@ -182,12 +209,12 @@ class SelectedHead(ShardedHead):
         return tf.where(here, places, tf.constant(-1, tf.int64))
 
     def _rows_for(self, rows, features, labels):
+        tower = tower_index()
         if self.query == "center":
+            self._queues.note_need(tower, features)
             return rows
         with tf.device("/CPU:0"):
-            weights, classes = tf.numpy_function(
-                partial(self._ask, tower_index()), [features, labels], [self.dtype, tf.int64]
-            )
+            weights, classes = tf.numpy_function(partial(self._ask, tower), [features, labels], [self.dtype, tf.int64])
         weights = tf.ensure_shape(weights, [None, self.embedding_size]) + rows.weights
         classes = tf.ensure_shape(classes, [None])
         return Rows(weights, classes, classes)
@@ -199,66 +226,93 @@ class SelectedHead(ShardedHead):
         return np.concatenate([part.numpy() for part in self.towers.local_values(batch["label"])])
 
     def _centres(self, labels):
-        return self.store.pull(self.name, np.unique(labels))
+        return self.store.pull(self.name, np.unique(labels), self.store.version(self.name))
 
     def _num_selected(self):
         return max(self.settings.num_selected, self.towers.num_towers)
 
-    def _choose(self, labels, queries, step):
-        classes, _ = self.selector.select(queries, labels, self._num_selected(), step=step)
-        return Choice(labels, np.sort(classes))
-
-    def _begin(self, labels, step):
-        self._step = step
-        if self.query == "features":
-            self._answer = self._failure = None
-            count = min(self.num_classes, max(self._num_selected(), len(np.unique(labels))))
-            if count != self._num_zeros:
-                self._num_zeros = count
-                for weights, part in zip(self._weights, self._split(np.zeros(count)), strict=True):
-                    weights.assign(np.zeros((len(part), self.embedding_size), self.dtype))
-            return
-        choice, self._ahead = (None if self._ahead is None else self._ahead.result()), None
-        if self._following is not None and self._following.due(step):
-            self._rebuild(step, self._centres(labels), labels)
-        if choice is None or not np.array_equal(choice.labels, labels):
-            choice = self._choose(labels, self._centres(labels), step)
-        for weights, classes, part in zip(self._weights, self._classes, self._pulled(choice.classes), strict=True):
-            weights.assign(part[0])
-            classes.assign(part[1])
-
-    def _ask(self, tower, features, labels):
-        """The rows of a tower and their classes, for the features [B, D] of all towers; called inside the graph."""
-        with self._asked:
-            if self._failure is not None:
-                raise self._failure
-            if self._answer is None:
-                try:
-                    if self._following is not None and self._following.due(self._step):
-                        self._rebuild(self._step, features, labels)
-                    self._answer = self._pulled(self._choose(labels, features, self._step).classes)
-                except Exception as error:
-                    self._failure = error
-                    raise
-        return self._answer[tower]
-
-    def _rebuild(self, step, queries, labels):
-        self._following.interval = self.settings.interval
-        self._following.at_step(step, queries, labels, self.settings.num_selected)
-
-    def _pulled(self, classes):
-        """Of each tower: its part of the rows of the classes, and these."""
-        self._parts = self._split(classes)
-        values = self.store.pull(self.name, classes, self.store.version(self.name)).astype(self.dtype, copy=False)
-        return list(zip(self._split(values), self._parts, strict=True))
-
     def _split(self, array):
         return np.array_split(array, self.towers.num_towers)
 
-    def _end(self, learning_rate):
+    def _beside(self, function, *arguments):
+        """Have the thread call ``function`` after all that it was given before."""
+        self._last = self._thread.submit(self._call, function, *arguments)
+
+    def _call(self, function, *arguments):
+        if self._failure is None:
+            try:
+                function(*arguments)
+            except Exception as error:
+                self._failure = error
+                self._queues.close()
+
+    def _send(self, labels, step):
+        choice, self._ahead, began = self._ahead, None, time.time()
+        self._follow_centres(step, lambda: self._centres(labels), labels)
+        if choice is None or not np.array_equal(choice.labels, labels):
+            choice = self._choose(labels, self._centres(labels), step)._replace(began=began)
+        self._queues.put(self._pulled(choice))
+
+    def _look_ahead(self, labels, step):
+        self._ahead = self._choose(labels, self._centres(labels), step)
+
+    def _push(self, parts, learning_rate):
         if self._kept[0].numpy():
             gradient = np.concatenate([part.numpy() for part in self._gradients])
-            self.store.push(self.name, np.concatenate(self._parts), gradient, learning_rate)
+            self.store.push(self.name, np.concatenate(parts), gradient, learning_rate)
+
+    def _expect(self, labels, step):
+        """Before a step that is queried by its features: as many zeros as it will have rows."""
+        self._step, self._answer = step, None
+        count = min(self.num_classes, max(self._num_selected(), len(np.unique(labels))))
+        if count != self._num_zeros:
+            self._num_zeros = count
+            for zeros, part in zip(self._zeros, self._split(np.zeros(count)), strict=True):
+                zeros.assign(np.zeros((len(part), self.embedding_size), self.dtype))
+
+    def _ask(self, tower, features, labels):
+        """The rows of a tower and their classes, for the features [B, D] of all towers; called inside the graph."""
+        asked = time.time()
+        with self._asking:
+            self.settle()
+            if self._answer is None:
+                try:
+                    self._follow_centres(self._step, lambda: features, labels)
+                    self._answer = self._pulled(self._choose(labels, features, self._step))
+                except Exception as error:
+                    self._failure = error
+                    raise
+        self._needed[tower], self._given[tower] = asked, time.time()
+        return self._answer[tower]
+
+    def _follow_centres(self, step, queries, labels):
+        """Begin a rebuild of the index if it is time; ``queries`` are made then only."""
+        if self._following is not None:
+            self._following.interval = self.settings.interval
+            if self._following.due(step):
+                self._following.at_step(step, queries(), labels, self.settings.num_selected)
+
+    def _choose(self, labels, queries, step):
+        began = time.time()
+        classes, _ = self.selector.select(queries, labels, self._num_selected(), step=step)
+        return Choice(labels, np.sort(classes), began, time.time())
+
+    def _pulled(self, choice):
+        """Of each tower: its part of the rows of the classes, and these."""
+        parts = self._split(choice.classes)
+        values = self.store.pull(self.name, choice.classes, self.store.version(self.name))
+        values = self._split(values.astype(self.dtype, copy=False))
+        # Before the rows are out, or the step could be over first.
+        self._parts, self._choice, self._given = parts, choice, [time.time()] * len(parts)
+        return list(zip(values, parts, strict=True))
+
+    def _waits(self):
+        """Seconds [R] that each tower waited in the last step for the choice, and for the store."""
+        needed = np.array(self._needed if self.query == "features" else self._queues.needed())
+        given, choice = np.array(self._given), self._choice
+        selection = np.minimum(given, choice.ended) - np.maximum(needed, choice.began)
+        selection = np.maximum(selection, 0.0)
+        return selection, np.maximum(given - needed, 0.0) - selection
 
     def _take_measure(self, rebuild):
         if self.adaptive and rebuild.measured is not None:

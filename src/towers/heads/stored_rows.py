@@ -1,6 +1,6 @@
 """A matrix of a store of class centres as one array; stands for a variable in a checkpoint."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -10,16 +10,21 @@ _PIECE = 16_384
 
 
 class StoredRows:
-    """The weights (0) or the slot (1) of a matrix as one array [C, D]; stands for a variable in a checkpoint."""
+    """The weights (0) or the slot (1) of a matrix as one array [C, D].
 
-    def __init__(self, store, name: str, which: int):
-        self.store, self.name, self.which = store, name, which
+    Args:
+      settle: called before rows are read or written; waits until no push is on its way.
+    """
+
+    def __init__(self, store, name: str, which: int, *, settle: Callable[[], None]):
+        self.store, self.name, self.which, self.settle = store, name, which, settle
         spec = store.spec(name)
         self.shape, self.dtype = (spec.rows, spec.columns), np.dtype(np.float32)
         self.nbytes = spec.rows * spec.columns * 4
 
     def chunks(self) -> Iterator[tuple[int, np.ndarray]]:
         """(first row, rows) of each piece in turn."""
+        self.settle()
         for first in range(0, self.shape[0], _PIECE):
             yield first, self.store.state(self.name, first, min(first + _PIECE, self.shape[0]))[self.which]
 
@@ -30,6 +35,7 @@ class StoredRows:
                 f"head: the stored class weights have shape {tuple(array.shape)}, this run's {self.shape}; "
                 "train with the same classes and embedding size, or start from the network alone"
             )
+        self.settle()
         for first in range(0, self.shape[0], _PIECE):
             last = min(first + _PIECE, self.shape[0])
             both = list(self.store.state(self.name, first, last))
