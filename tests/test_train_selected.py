@@ -62,6 +62,23 @@ def test_classes_near_the_features(faces, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("query", ["center", "features"])
+def test_bit_for_bit_resumption(faces, tmp_path, query):
+    options = ("--query", query, "--deterministic", "--adaptive", "--num_selected", "4", "--interval", "3")
+    options = (*options, "--batch_size", "4", "--towers", "2", "--selector", "ivf", "--weight_decay", "0.01")
+    for run_dir, steps in (("whole", 40), ("parts", 20), ("parts", 40)):
+        train(faces, tmp_path / run_dir, *options, "--max_steps", str(steps))
+    whole, parts = (state_of(tmp_path / run_dir, 40) for run_dir in ("whole", "parts"))
+    assert {"head/weights", "head/slot", "head/settings", "head/indexed", "head/indexed_at"} < set(whole)
+    assert set(parts) == set(whole)
+    for name, values in whole.items():
+        np.testing.assert_array_equal(parts[name], values, err_msg=name)
+    losses = [[line["loss"] for line in metrics_of(tmp_path / run_dir)] for run_dir in ("whole", "parts")]
+    assert losses[0] == losses[1]
+    assert len(losses[0]) == 40
+
+
+@pytest.mark.slow
 def test_servers_train_as_memory_does(faces, tmp_path):
     options = ("--deterministic", "--max_steps", "3")
     train(faces, tmp_path / "memory", *options)

@@ -36,6 +36,7 @@ def train(
     margin=0.0,
     lost_step=-1,
     late=False,
+    wait=True,
 ):
     store = memory_store()
     store.create("head", MatrixSpec(rows=C, columns=D, seed=2, scale=0.5, rule="momentum", weight_decay=0.01))
@@ -50,7 +51,7 @@ def train(
         query=query,
         dtype=dtype,
         build=(lambda points, breadth, **arguments: exact.build(points, **arguments)) if index else None,
-        wait=True,
+        wait=wait,
         found=rebuilds.append,
     )
     select = head.selector.select

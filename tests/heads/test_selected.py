@@ -14,13 +14,14 @@ CASES = {
         "all": {},
         "drawn": {"num_selected": 15},
         "bad": {"bad_step": 3},
-        "late": {"num_selected": 15, "steps": 3, "late": True, "follow": True},
+        "late": {"num_selected": 15, "steps": 3, "late": True, "follow": True, "wait": False},
         "features": {**FEATURES, "steps": 3},
         "features, margin": {**FEATURES, "steps": 3, "margin": 0.2},
     },
     2: {
         "drawn": {"num_selected": 15},
         "followed": {"num_selected": 15, "index": True, "follow": True},
+        "ahead": {"num_selected": 15, "index": True, "follow": True, "wait": False},
         "lost": {"num_selected": 15, "steps": 3, "lost_step": 2},
         "features": {**FEATURES, "steps": 3},
         "features, margin": {**FEATURES, "steps": 3, "margin": 0.2},
@@ -131,7 +132,9 @@ def test_rows_come_while_the_network_runs(trained):
     assert (trained[2, "followed"]["waits"] >= 0).all()
 
 
-@pytest.mark.parametrize("run", [(1, "all"), (1, "drawn"), (2, "drawn"), (2, "followed"), (1, "late")], ids=str)
+@pytest.mark.parametrize(
+    "run", [(1, "all"), (1, "drawn"), (2, "drawn"), (2, "followed"), (2, "ahead"), (1, "late")], ids=str
+)
 def test_equal_to_softmax_over_the_selected_classes(trained, run):
     found = trained[run]
     losses, weights, kernel = dense(found, found["selected"])

@@ -15,10 +15,11 @@ class RowQueues:
     Args:
       columns: D.
       dtype: of the weights.
+      clock: the graph may read it, which op determinism forbids.
     """
 
-    def __init__(self, towers: Towers, columns: int, dtype: str):
-        self.columns = columns
+    def __init__(self, towers: Towers, columns: int, dtype: str, *, clock: bool):
+        self.columns, self.clock = columns, clock
         with tf.device("/CPU:0"):
             self._queues = [tf.queue.FIFOQueue(1, [dtype, tf.int64]) for _ in towers.device_names]
             self._needed = [tf.Variable(0.0, trainable=False, dtype=tf.float64) for _ in towers.device_names]
@@ -36,12 +37,14 @@ class RowQueues:
         return tf.ensure_shape(tf.identity(weights), [None, self.columns]), tf.ensure_shape(classes, [None])
 
     def note_need(self, tower: int, features: tf.Tensor) -> None:
-        """In the graph: write down when a tower has its features, and so needs the rows."""
+        """In the graph: write down when a tower has its features, and so needs the rows; nothing without a clock."""
+        if not self.clock:
+            return
         with tf.device("/CPU:0"), tf.control_dependencies([tf.identity(features[:1, 0])]):
             self._needed[tower].assign(tf.timestamp())
 
     def needed(self) -> list[float]:
-        """When each tower last needed its rows, seconds since 1970."""
+        """When each tower last needed its rows, seconds since 1970; 0 where it was not written down."""
         return [float(one.numpy()) for one in self._needed]
 
     def close(self) -> None:

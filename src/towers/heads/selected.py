@@ -25,7 +25,7 @@ from ..errors import UserError
 from ..losses.margin import LogitForm
 from .row_queues import RowQueues
 from .sharded import Rows, ShardedHead
-from .stored_rows import StoredRows
+from .stored_rows import HostNumbers, IndexedRows, StoredRows
 
 QUERIES = ("center", "features")
 
@@ -52,7 +52,8 @@ class SelectedHead(ShardedHead):
       settings: number of selected classes, breadth of the search, and steps between rebuilds of the index.
       build: function of (points, seed=, previous=, breadth=) to an index; None: classes are drawn at random.
       adaptive: steer the settings by what each rebuild measures.
-      wait: finish each rebuild within its step, so that a run repeats exactly.
+      wait: finish each rebuild within its step, and choose classes by the centres of that step, so that a run, also one
+        that is resumed, repeats exactly; the store must be an eager one for that.
       dtype: that the towers compute in, float32 or float64; the store holds float32.
       found: called with each `Rebuild`.
 
@@ -84,7 +85,7 @@ class SelectedHead(ShardedHead):
         self.towers, self.store, self.name, self.form = towers, store, name, form
         self.query, self.dtype = query, np.dtype(dtype)
         self.num_classes, self.embedding_size = spec.rows, spec.columns
-        self.settings, self._first_settings, self.adaptive = settings, settings, adaptive
+        self.settings, self._first_settings, self.adaptive, self.wait = settings, settings, adaptive, wait
         # The largest that steering can reach bounds the chunks of the softmax.
         self.num_sampled = min(spec.rows, 4 * settings.num_selected if adaptive else settings.num_selected)
         self.selector = Selector(spec.rows, seed=seed, normalised=form.normalised)
@@ -105,7 +106,7 @@ class SelectedHead(ShardedHead):
         self._thread = futures.ThreadPoolExecutor(1, thread_name_prefix="class selection")
         self._last: futures.Future | None = None
         self._failure: Exception | None = None
-        self._queues = RowQueues(towers, spec.columns, dtype)
+        self._queues = RowQueues(towers, spec.columns, dtype, clock=not wait)
         self._next_labels: np.ndarray | None = None
         self._ahead: Choice | None = None
         self._step, self._parts, self._num_zeros = 0, [], 0
@@ -123,10 +124,20 @@ class SelectedHead(ShardedHead):
                 self._gradients.append(tf.Variable(empty, shape=(None, spec.columns), trainable=False))
                 self._kept.append(tf.Variable(False, trainable=False))
 
-    def variables(self) -> dict[str, StoredRows]:
-        """Name -> the matrix as one array in pieces, for checkpoints."""
-        rows = {"head/weights": self._stored_rows(0)}
-        return rows | ({"head/slot": self._stored_rows(1)} if self.store.spec(self.name).has_slot else {})
+    def variables(self) -> dict[str, StoredRows | IndexedRows | HostNumbers]:
+        """Name -> what a checkpoint holds: the matrix in pieces, and for exact resumption settings and index."""
+        found = {"head/weights": self._stored_rows(0)}
+        if self.store.spec(self.name).has_slot:
+            found["head/slot"] = self._stored_rows(1)
+        if self.adaptive:
+            found["head/settings"] = HostNumbers(3, lambda: self.settings, self._take_settings)
+        following = self._following
+        if self.wait and following is not None:
+            found["head/indexed"] = IndexedRows(following, self.num_classes, self.embedding_size)
+            found["head/indexed_at"] = HostNumbers(
+                1, lambda: [following.last], lambda numbers: setattr(following, "last", numbers[0])
+            )
+        return found
 
     def prepare(self, labels: tf.Tensor, step: tf.Tensor) -> Rows:
         """Inside ``Towers.run``: this tower's part of the rows that the host puts there for the step.
@@ -150,11 +161,12 @@ class SelectedHead(ShardedHead):
         """The step with the pull of its rows and the push of their gradients beside it.
 
         Its results also have ``selection_wait_seconds`` and ``server_wait_seconds`` [R], how long each tower had its
-        features and waited for the choice of classes, and for the store.
+        features and waited for the choice of classes, and for the store. With ``wait`` and ``query="center"`` the time
+        of the features is not known, and all since the step began counts.
         """
 
         def selected_step(batch, step, learning_rate):
-            labels, step_number = self._labels_of(batch), int(step)
+            labels, step_number, began = self._labels_of(batch), int(step), time.time()
             if self.query == "features":
                 self._expect(labels, step_number)
             else:
@@ -167,7 +179,7 @@ class SelectedHead(ShardedHead):
                 # The graph only knows that nothing came, or the text of what a Python function raised.
                 self.settle()
                 raise
-            selection, store = self._waits()
+            selection, store = self._waits(began)
             self._beside(self._push, self._parts, float(learning_rate))
             return per_tower | {"selection_wait_seconds": selection, "server_wait_seconds": store}, shared
 
@@ -179,7 +191,7 @@ class SelectedHead(ShardedHead):
         batch = next(batches, None)
         while batch is not None:
             after = next(batches, None)
-            looks_ahead = after is not None and self.query == "center"
+            looks_ahead = after is not None and self.query == "center" and not self.wait
             self._next_labels = self._labels_of(after) if looks_ahead else None
             yield batch
             batch = after
@@ -288,6 +300,8 @@ class SelectedHead(ShardedHead):
     def _follow_centres(self, step, queries, labels):
         """Begin a rebuild of the index if it is time; ``queries`` are made then only."""
         if self._following is not None:
+            if self._following.points is not None and self.selector.index is None:
+                self._following.build_again()
             self._following.interval = self.settings.interval
             if self._following.due(step):
                 self._following.at_step(step, queries(), labels, self.settings.num_selected)
@@ -306,13 +320,17 @@ class SelectedHead(ShardedHead):
         self._parts, self._choice, self._given = parts, choice, [time.time()] * len(parts)
         return list(zip(values, parts, strict=True))
 
-    def _waits(self):
-        """Seconds [R] that each tower waited in the last step for the choice, and for the store."""
+    def _waits(self, began):
+        """Seconds [R] that each tower waited in the step that began then for the choice, and for the store."""
         needed = np.array(self._needed if self.query == "features" else self._queues.needed())
+        needed = np.maximum(needed, began)
         given, choice = np.array(self._given), self._choice
         selection = np.minimum(given, choice.ended) - np.maximum(needed, choice.began)
         selection = np.maximum(selection, 0.0)
         return selection, np.maximum(given - needed, 0.0) - selection
+
+    def _take_settings(self, numbers):
+        self.settings = Settings(*numbers)
 
     def _take_measure(self, rebuild):
         if self.adaptive and rebuild.measured is not None:

@@ -1,9 +1,10 @@
-"""A matrix of a store of class centres as one array; stands for a variable in a checkpoint."""
+"""What the selected head keeps on the host, as variables of a checkpoint."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
+from ..classcenters.following import Following
 from ..errors import UserError
 
 _PIECE = 16_384
@@ -42,3 +43,40 @@ class StoredRows:
             both[self.which] = np.asarray(array[first:last], np.float32)
             self.store.assign(self.name, first, *both)
         self.store.set_version(self.name, self.store.version(self.name))
+
+
+class IndexedRows:
+    """The snapshot of class centres [C, D] that an index was built from."""
+
+    def __init__(self, following: Following, num_classes: int, columns: int):
+        self.following = following
+        self.shape, self.dtype = (num_classes, columns), np.dtype(np.float32)
+        self.nbytes = num_classes * columns * 4
+
+    def chunks(self) -> Iterator[tuple[int, np.ndarray]]:
+        """(first row, rows) of each piece in turn."""
+        for first in range(0, self.shape[0], _PIECE):
+            yield first, self.following.points[first : first + _PIECE]
+
+    def assign(self, array) -> None:
+        """Take over anything that gives rows [C, D] by ``array[first:last]``."""
+        self.following.points = np.empty(self.shape, np.float32)
+        for first in range(0, self.shape[0], _PIECE):
+            self.following.points[first : first + _PIECE] = array[first : first + _PIECE]
+
+
+class HostNumbers:
+    """A few integers [n] of the host.
+
+    Args:
+      read: gives them; ``write``: takes them over.
+    """
+
+    def __init__(self, count: int, read: Callable[[], Sequence[int]], write: Callable[[list[int]], None]):
+        self.shape, self._read, self._write = (count,), read, write
+
+    def numpy(self) -> np.ndarray:
+        return np.array(self._read(), np.int64)
+
+    def assign(self, numbers) -> None:
+        self._write([int(number) for number in numbers])

@@ -79,7 +79,7 @@ def make_head(
         raise UserError("--interval, --num_trees and --probes must be 1 or more")
     if param_servers and center_folder:
         raise UserError("--center_folder keeps the centres here, --param_servers elsewhere; give one of them")
-    store = _store(center_folder, param_servers, param_token_file)
+    store = _store(center_folder, param_servers, param_token_file, eager=deterministic)
     spec = MatrixSpec(
         rows=num_classes, columns=embedding_size, seed=seed, scale=0.1, rule=RULES[optimizer], weight_decay=weight_decay
     )
@@ -116,11 +116,11 @@ def describe(
     ]
 
 
-def _store(center_folder, param_servers, param_token_file) -> Store | RemoteStore:
+def _store(center_folder, param_servers, param_token_file, eager) -> Store | RemoteStore:
     if param_servers:
         token = param_token_file.read_text().strip() if param_token_file else None
         return RemoteStore(param_servers.split(","), token=token)
-    return mapped_store(center_folder) if center_folder else memory_store()
+    return mapped_store(center_folder, eager=eager) if center_folder else memory_store(eager=eager)
 
 
 def _builder(selector):
