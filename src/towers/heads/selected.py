@@ -86,6 +86,8 @@ class SelectedHead(ShardedHead):
         self.query, self.dtype = query, np.dtype(dtype)
         self.num_classes, self.embedding_size = spec.rows, spec.columns
         self.settings, self._first_settings, self.adaptive, self.wait = settings, settings, adaptive, wait
+        # Of the present index: steering changes the settings for the next one.
+        self._breadth = settings.breadth
         # The largest that steering can reach bounds the chunks of the softmax.
         self.num_sampled = min(spec.rows, 4 * settings.num_selected if adaptive else settings.num_selected)
         self.selector = Selector(spec.rows, seed=seed, normalised=form.normalised)
@@ -95,7 +97,7 @@ class SelectedHead(ShardedHead):
                 store,
                 name,
                 self.selector,
-                lambda points, **arguments: build(points, breadth=self.settings.breadth, **arguments),
+                lambda points, **arguments: build(points, breadth=self._breadth, **arguments),
                 interval=settings.interval,
                 seed=seed,
                 wait=wait,
@@ -110,6 +112,7 @@ class SelectedHead(ShardedHead):
         self._next_labels: np.ndarray | None = None
         self._ahead: Choice | None = None
         self._step, self._parts, self._num_zeros = 0, [], 0
+        self._num_rows = 0
         # What the first tower of a step to ask found, for the others too.
         self._asking = threading.Lock()
         self._answer: list[tuple[np.ndarray, np.ndarray]] | None = None
@@ -134,9 +137,7 @@ class SelectedHead(ShardedHead):
         following = self._following
         if self.wait and following is not None:
             found["head/indexed"] = IndexedRows(following, self.num_classes, self.embedding_size)
-            found["head/indexed_at"] = HostNumbers(
-                1, lambda: [following.last], lambda numbers: setattr(following, "last", numbers[0])
-            )
+            found["head/indexed_at"] = HostNumbers(2, lambda: (following.last, self._breadth), self._take_index)
         return found
 
     def prepare(self, labels: tf.Tensor, step: tf.Tensor) -> Rows:
@@ -262,11 +263,11 @@ class SelectedHead(ShardedHead):
         choice, self._ahead, began = self._ahead, None, time.time()
         self._follow_centres(step, lambda: self._centres(labels), labels)
         if choice is None or not np.array_equal(choice.labels, labels):
-            choice = self._choose(labels, self._centres(labels), step)._replace(began=began)
+            choice = self._choose(labels, self._centres(labels), step, self._num_selected())._replace(began=began)
         self._queues.put(self._pulled(choice))
 
     def _look_ahead(self, labels, step):
-        self._ahead = self._choose(labels, self._centres(labels), step)
+        self._ahead = self._choose(labels, self._centres(labels), step, self._num_selected())
 
     def _push(self, parts, learning_rate):
         if self._kept[0].numpy():
@@ -275,11 +276,12 @@ class SelectedHead(ShardedHead):
 
     def _expect(self, labels, step):
         """Before a step that is queried by its features: as many zeros as it will have rows."""
+        # Kept for the whole step: a rebuild that ends within it may change the settings.
+        self._num_rows = min(self.num_classes, max(self._num_selected(), len(np.unique(labels))))
         self._step, self._answer = step, None
-        count = min(self.num_classes, max(self._num_selected(), len(np.unique(labels))))
-        if count != self._num_zeros:
-            self._num_zeros = count
-            for zeros, part in zip(self._zeros, self._split(np.zeros(count)), strict=True):
+        if self._num_rows != self._num_zeros:
+            self._num_zeros = self._num_rows
+            for zeros, part in zip(self._zeros, self._split(np.zeros(self._num_zeros)), strict=True):
                 zeros.assign(np.zeros((len(part), self.embedding_size), self.dtype))
 
     def _ask(self, tower, features, labels):
@@ -290,7 +292,7 @@ class SelectedHead(ShardedHead):
             if self._answer is None:
                 try:
                     self._follow_centres(self._step, lambda: features, labels)
-                    self._answer = self._pulled(self._choose(labels, features, self._step))
+                    self._answer = self._pulled(self._choose(labels, features, self._step, self._num_rows))
                 except Exception as error:
                     self._failure = error
                     raise
@@ -304,11 +306,12 @@ class SelectedHead(ShardedHead):
                 self._following.build_again()
             self._following.interval = self.settings.interval
             if self._following.due(step):
+                self._breadth = self.settings.breadth
                 self._following.at_step(step, queries(), labels, self.settings.num_selected)
 
-    def _choose(self, labels, queries, step):
+    def _choose(self, labels, queries, step, num_selected):
         began = time.time()
-        classes, _ = self.selector.select(queries, labels, self._num_selected(), step=step)
+        classes, _ = self.selector.select(queries, labels, num_selected, step=step)
         return Choice(labels, np.sort(classes), began, time.time())
 
     def _pulled(self, choice):
@@ -331,6 +334,9 @@ class SelectedHead(ShardedHead):
 
     def _take_settings(self, numbers):
         self.settings = Settings(*numbers)
+
+    def _take_index(self, numbers):
+        self._following.last, self._breadth = numbers
 
     def _take_measure(self, rebuild):
         if self.adaptive and rebuild.measured is not None:
