@@ -80,7 +80,7 @@ def main(arguments, processes=ALONE) -> None:
         trained, decayed = [*trained, *head.trainable_variables], [*decayed, *head.decayed_variables]
     elif arguments.head == "selected":
         numbers = source.num_classes, steps.batch_size
-        head = selected_classes.make_head(towers, *numbers, loss.form, **pick(selected_classes.OPTIONS))
+        head = selected_classes.make_head(towers, *numbers, loss.form, dtype=dtype, **pick(selected_classes.OPTIONS))
     else:
         head = ShardedHead(
             towers,

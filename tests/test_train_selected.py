@@ -31,7 +31,11 @@ def test_a_run_and_its_resumption(faces, tmp_path):
     state = state_of(tmp_path / "run", 3)
     assert state["head/weights"].shape == state["head/slot"].shape == (6, 16)
     assert np.abs(state["head/slot"]).max() > 0
-    assert all(np.isfinite(line["loss"]) for line in metrics_of(tmp_path / "run"))
+    for line in metrics_of(tmp_path / "run"):
+        assert np.isfinite(line["loss"])
+        assert len(line["tower_selection_wait_seconds"]) == len(line["tower_server_wait_seconds"]) == 2
+        assert 0 <= line["rows_wait"] <= 1
+    assert "for class weights" in (tmp_path / "run" / "train.log").read_text()
     train(faces, tmp_path / "run", "--towers", "1", "--max_steps", "4", "--adaptive")
     after = state_of(tmp_path / "run", 4)
     assert 0 < np.abs(after["head/weights"] - state["head/weights"]).max() < 0.1
@@ -44,6 +48,48 @@ def test_options_that_do_not_fit(faces, tmp_path):
     dry = train(faces, tmp_path / "run", "--dry_run", "--identities", "100000000")
     assert "8 of 100,000,000 classes a step" in dry.stdout
     assert "host memory, 13.60 GB" in dry.stdout
+
+
+@pytest.mark.slow
+def test_classes_near_the_features(faces, tmp_path):
+    options = ("--query", "features", "--num_selected", "8", "--towers", "2", "--max_steps", "3")
+    train(faces, tmp_path / "run", *options, "--selector", "ivf")
+    assert all(np.isfinite(line["loss"]) for line in metrics_of(tmp_path / "run"))
+    assert np.abs(state_of(tmp_path / "run", 3)["head/slot"]).max() > 0
+    found = train(faces, tmp_path / "parts", *options, "--accumulate", "2", check=False)
+    assert found.returncode == 2
+    assert "--accumulate 2: --query features needs the features of a whole batch" in found.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("query", ["center", "features"])
+def test_bit_for_bit_resumption(faces, tmp_path, query):
+    # The rates are those of six epochs, wherever a run ends.
+    options = [
+        *(
+            "--query",
+            query,
+            "--deterministic",
+            "--adaptive",
+            "--num_selected",
+            "4",
+            "--interval",
+            "3",
+            "--selector",
+            "ivf",
+        ),
+        *("--batch_size", "4", "--towers", "2", "--weight_decay", "0.01", "--max_epochs", "6"),
+    ]
+    for run_dir, steps in (("whole", 40), ("parts", 20), ("parts", 40)):
+        train(faces, tmp_path / run_dir, *options, "--max_steps", str(steps))
+    whole, parts = (state_of(tmp_path / run_dir, 40) for run_dir in ("whole", "parts"))
+    assert {"head/weights", "head/slot", "head/settings", "head/indexed", "head/indexed_at"} < set(whole)
+    assert set(parts) == set(whole)
+    for name, values in whole.items():
+        np.testing.assert_array_equal(parts[name], values, err_msg=name)
+    losses = [[line["loss"] for line in metrics_of(tmp_path / run_dir)] for run_dir in ("whole", "parts")]
+    assert losses[0] == losses[1]
+    assert len(losses[0]) == 40
 
 
 @pytest.mark.slow

@@ -360,13 +360,19 @@ def add_selection(parser: Parser) -> None:
     """The class centres of --head selected."""
     group = parser.add_argument_group(
         "--head selected",
-        "class centres on the host; MOM is heavy-ball momentum there, and queries are the labels' centres",
+        "class centres on the host; MOM is heavy-ball momentum there",
     )
     group.add_argument(
         "--selector",
         choices=("random", "exact", "forest", "ivf", "annoy", "faiss", "usearch"),
         default="forest",
         help="how the classes of a step are found; the last three need the extra 'ann'",
+    )
+    group.add_argument(
+        "--query",
+        choices=("center", "features"),
+        default="center",
+        help="find classes near the centres of the batch's labels, while the step before runs, or near its features",
     )
     group.add_argument("--num_selected", "--sample_num", type=int, default=1000, help="classes of a step")
     group.add_argument("--num_trees", "--ntrees", type=int, default=50, help="trees of forest and annoy")

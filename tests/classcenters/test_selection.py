@@ -191,6 +191,22 @@ def test_a_rebuild_does_not_make_a_step_wait(store):
     assert len(built) == 2
 
 
+@pytest.mark.parametrize("name", ["forest", "ivf"])
+def test_an_index_is_built_again_from_its_snapshot(store, name):
+    queries = np.random.default_rng(0).normal(size=(20, 8)).astype(np.float32)
+    first, second = Selector(300), Selector(300)
+    following = Following(store, "w", first, indexes.INDEXES[name][0], interval=5, seed=3, wait=True)
+    for step in (0, 5):
+        following.at_step(step)
+        store.push("w", np.arange(300), np.random.default_rng(step).normal(size=(300, 8)).astype(np.float32), 0.1)
+    resumed = Following(store, "w", second, indexes.INDEXES[name][0], interval=5, seed=3, wait=True)
+    resumed.last, resumed.points = following.last, following.points
+    resumed.build_again()
+    for one, other in zip(first.index.search(queries, 9), second.index.search(queries, 9), strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert [resumed.due(step) for step in (5, 9, 10)] == [False, False, True]
+
+
 def test_a_rebuild_tells_what_it_found(store):
     rebuilds = []
     selector = Selector(300)

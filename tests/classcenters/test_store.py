@@ -58,6 +58,36 @@ def test_equal_to_the_dense_rule_after_200_steps(store, rule):
         np.testing.assert_allclose(slot + offset, reference.slot[10:20], atol=1e-4)
 
 
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: "-".join(map(str, rule.values())))
+def test_an_eager_matrix_goes_on_bit_for_bit_from_its_state(rule, tmp_path):
+    """A matrix that is read in the middle and one that takes over what was read, against one that is left alone."""
+    spec = MatrixSpec(rows=60, columns=7, seed=3, **rule)
+    stores = [memory_store(eager=True) for _ in range(3)]
+    for store in stores:
+        store.create("w", spec)
+    alone, read, taken_over = stores
+    random = np.random.default_rng(0)
+    steps = [random_step(random, 60, 7) for _ in range(40)]
+    for step, (rows, gradients) in enumerate(steps):
+        alone.push("w", rows, gradients, rate_of(step))
+        if step < 25:
+            read.push("w", rows, gradients, rate_of(step))
+    taken_over.assign("w", 0, *read.state("w", 0, 60))
+    taken_over.set_version("w", 0)
+    for step, (rows, gradients) in enumerate(steps[25:], 25):
+        taken_over.push("w", rows, gradients, rate_of(step))
+    for one, other in zip(alone.state("w", 0, 60), taken_over.state("w", 0, 60), strict=True):
+        np.testing.assert_array_equal(one, other)
+    lazy = memory_store()
+    lazy.create("w", spec)
+    for step, (rows, gradients) in enumerate(steps):
+        lazy.push("w", rows, gradients, rate_of(step))
+    np.testing.assert_allclose(alone.pull("w", np.arange(60)), lazy.pull("w", np.arange(60)), atol=1e-5)
+    alone.save(tmp_path / "snapshot.h5")
+    alone.load(tmp_path / "snapshot.h5")
+    assert alone.matrix("w").eager
+
+
 def test_a_refreshed_matrix_learns_as_one_that_is_not(monkeypatch):
     """The rows that each step brings up to date in turn, seen with a short memory of steps."""
     spec = MatrixSpec(rows=50, columns=3, rule="momentum", weight_decay=0.1)

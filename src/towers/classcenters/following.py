@@ -48,9 +48,14 @@ class Following:
       selector: whose index is exchanged.
       build: function of (points, seed=, previous=) to an index.
       interval: steps between rebuilds; may be changed at any time.
-      wait: finish a rebuild within ``at_step``, so that a run is the same every time.
+      wait: finish a rebuild within ``at_step``, so that a run is the same every time. An index then comes from its
+        snapshot alone, not from the one before, and the snapshot is kept: a resumed run builds from it again.
       scale: what scores are multiplied by to give logits, for the captured mass.
       found: called with each `Rebuild`, in the thread.
+
+    Attributes:
+      last: step of the last rebuild; None: there was none.
+      points: with ``wait``, its snapshot [C, D].
     """
 
     def __init__(
@@ -70,14 +75,15 @@ class Following:
         self.interval, self.seed, self.wait, self.scale, self.found = interval, seed, wait, scale, found
         self._thread = None
         self._error = None
-        self._last = None
+        self.last: int | None = None
+        self.points: np.ndarray | None = None
         self._sample = None
 
     def due(self, step: int) -> bool:
         """Whether ``at_step`` has something to do: a rebuild to begin, or to tell what the last one failed with."""
         if self._thread is not None and self._thread.is_alive():
             return False
-        return self._error is not None or self._last is None or step >= self._last + self.interval
+        return self._error is not None or self.last is None or step >= self.last + self.interval
 
     def at_step(self, step: int, features=None, labels=None, num_selected: int = 0) -> None:
         """Begin a rebuild if it is time and none is going on.
@@ -94,12 +100,17 @@ class Following:
         if self._error is not None:
             error, self._error = self._error, None
             raise error
-        self._last = step
+        self.last = step
         batch = None if features is None else (np.array(features), np.array(labels), num_selected)
         self._thread = threading.Thread(target=self._rebuild, args=(step, batch), daemon=True, name="index rebuild")
         self._thread.start()
         if self.wait:
             self.finish()
+
+    def build_again(self) -> None:
+        """Build the index that ``last`` and ``points`` tell of, after both were restored."""
+        self.selector.index = self.build(self.points, seed=self.seed + self.last, previous=None)
+        self._drift(self.points)
 
     def finish(self) -> None:
         """Wait for a rebuild that is going on, and raise what it failed with."""
@@ -113,7 +124,8 @@ class Following:
         try:
             started = time.perf_counter()
             points = snapshot(self.store, self.name, normalised=self.selector.normalised)
-            index = self.build(points, seed=self.seed + step, previous=self.selector.index)
+            index = self.build(points, seed=self.seed + step, previous=None if self.wait else self.selector.index)
+            self.points = points if self.wait else None
             self.selector.index = index
             seconds = time.perf_counter() - started
             self.found(Rebuild(step, seconds, self._drift(points), self._measured(points, batch, step)))

@@ -33,10 +33,13 @@ class Matrix:
 
     Args:
       allocate: function of (shape, dtype) to a zero array: in memory, or a mapped file.
+      eager: bring every row up to date in every step, at the cost of all rows. What ``state`` gives then tells all that
+        there is, and a matrix that it is assigned to goes on with the same bits. Otherwise the steps that a row has
+        skipped are rounded once, wherever they end.
     """
 
-    def __init__(self, spec: MatrixSpec, allocate: Callable = np.zeros):
-        self.spec = spec
+    def __init__(self, spec: MatrixSpec, allocate: Callable = np.zeros, *, eager: bool = False):
+        self.spec, self.eager = spec, eager
         self.lock = threading.RLock()
         self.skipped = SkippedSteps()
         self.weights = allocate((spec.rows, spec.columns), np.float32)
@@ -186,6 +189,10 @@ class Matrix:
     def _refresh_some(self):
         """Bring the next few rows up to date; half the remembered steps bring all."""
         if not self.spec.skipping_changes:
+            return
+        if self.eager:
+            for piece in pieces(self.spec.rows, self.spec.columns):
+                self._refresh(piece.start, piece.stop)
             return
         count = -(-self.spec.rows // (SPAN // 2))
         turn = (self.version - 1) % (SPAN // 2)

@@ -16,12 +16,12 @@ from .matrix import Matrix
 from .spec import MatrixSpec, StepMismatch, checked_name, merged
 
 
-def memory_store() -> "Store":
+def memory_store(*, eager: bool = False) -> "Store":
     """A store in this process's memory."""
-    return Store(np.zeros)
+    return Store(np.zeros, eager=eager)
 
 
-def mapped_store(folder: Path) -> "Store":
+def mapped_store(folder: Path, *, eager: bool = False) -> "Store":
     """A store in files of ``folder`` that are mapped into memory: more classes than RAM.
 
     The files have no name, so a process that is killed leaves nothing behind; what shall last goes into snapshots.
@@ -45,7 +45,7 @@ def mapped_store(folder: Path) -> "Store":
                 ) from error
             return np.memmap(file, dtype, "r+", shape=shape)
 
-    return Store(allocate)
+    return Store(allocate, eager=eager)
 
 
 class Store:
@@ -53,11 +53,12 @@ class Store:
 
     Args:
       allocate: function of (shape, dtype) to a zero array.
+      eager: see `Matrix`: what is read and assigned goes on with the same bits.
     """
 
-    def __init__(self, allocate: Callable = np.zeros):
+    def __init__(self, allocate: Callable = np.zeros, *, eager: bool = False):
         self.matrices: dict[str, Matrix] = {}
-        self.allocate = allocate
+        self.allocate, self.eager = allocate, eager
         self._lock = threading.Lock()
 
     def create(self, name: str, spec: MatrixSpec) -> None:
@@ -70,7 +71,7 @@ class Store:
         with self._lock:
             present = self.matrices.get(name)
             if present is None:
-                self.matrices[name] = Matrix(spec, self.allocate)
+                self.matrices[name] = self._matrix(name, spec)
             elif present.spec != spec:
                 raise ValueError(f"matrix {name} is there already, as {present.spec}, not {spec}")
 
@@ -129,4 +130,7 @@ class Store:
 
     def load(self, path: Path) -> None:
         """Take over a snapshot: the matrices become those of the file; on an error they stay as they were."""
-        self.matrices = snapshots.load(Path(path), lambda name, spec: Matrix(spec, self.allocate))[0]
+        self.matrices = snapshots.load(Path(path), self._matrix)[0]
+
+    def _matrix(self, name, spec):
+        return Matrix(spec, self.allocate, eager=self.eager)

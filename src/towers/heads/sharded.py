@@ -128,6 +128,7 @@ class ShardedHead:
         """
         features = all_gather(features_of(tf.cast(embeddings, rows.weights.dtype), self.form))
         labels = all_gather(labels)
+        rows = self._rows_for(rows, features, labels)
         margin = margin._replace(angles=_gathered(margin.angles), offsets=_gathered(margin.offsets))
         most = None if self.num_sampled is None else min(self.num_sampled, self._own_classes())
         parts = softmax_parts(features, rows.weights, self._columns(labels, rows), self.form, margin, most)
@@ -165,6 +166,10 @@ class ShardedHead:
     def restore(self, weights) -> None:
         """Take over class weights [C * K, D], outside of ``Towers.run``; see ``MergedRows.assign``."""
         self.weights.assign(weights)
+
+    def _rows_for(self, rows: Rows, features: tf.Tensor, labels: tf.Tensor) -> Rows:
+        """The rows that all towers' features [B, D] and labels [B] meet: those that were prepared."""
+        return rows
 
     def _own_classes(self) -> int:
         return self.starts[tower_index() + 1] - self.starts[tower_index()]

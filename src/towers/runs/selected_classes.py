@@ -15,8 +15,8 @@ from ..losses.margin import LogitForm
 from ..processes import Processes
 
 OPTIONS = (
-    "embedding_size seed optimizer weight_decay deterministic "
-    "selector num_selected num_trees probes interval adaptive center_folder param_servers param_token_file"
+    "embedding_size seed optimizer weight_decay deterministic accumulate selector query num_selected num_trees probes "
+    "interval adaptive center_folder param_servers param_token_file"
 )
 RULES = {"MOM": "momentum", "SGD": "sgd", "ADAGRAD": "adagrad"}
 MATRIX = "class_centers"
@@ -37,12 +37,15 @@ def make_head(
     largest_batch: int,
     form: LogitForm,
     *,
+    dtype: str,
     embedding_size: int,
     seed: int,
     optimizer: str,
     weight_decay: float,
     deterministic: bool,
     selector: str,
+    query: str,
+    accumulate: int,
     num_selected: int,
     num_trees: int,
     probes: int,
@@ -67,11 +70,16 @@ def make_head(
             f"--num_selected {num_selected}: a batch of {largest_batch} pictures may hold as many classes; "
             f"give --num_selected {largest_batch} or more"
         )
+    if query == "features" and accumulate > 1:
+        raise UserError(
+            f"--accumulate {accumulate}: --query features needs the features of a whole batch before its classes are "
+            "chosen; give --query center, or --accumulate 1"
+        )
     if interval < 1 or num_trees < 1 or probes < 1:
         raise UserError("--interval, --num_trees and --probes must be 1 or more")
     if param_servers and center_folder:
         raise UserError("--center_folder keeps the centres here, --param_servers elsewhere; give one of them")
-    store = _store(center_folder, param_servers, param_token_file)
+    store = _store(center_folder, param_servers, param_token_file, eager=deterministic)
     spec = MatrixSpec(
         rows=num_classes, columns=embedding_size, seed=seed, scale=0.1, rule=RULES[optimizer], weight_decay=weight_decay
     )
@@ -84,6 +92,8 @@ def make_head(
         store,
         MATRIX,
         form=form,
+        query=query,
+        dtype=dtype,
         settings=Settings(num_selected, num_trees if selector in ("forest", "annoy") else probes, interval),
         build=_builder(selector),
         adaptive=adaptive,
@@ -106,11 +116,11 @@ def describe(
     ]
 
 
-def _store(center_folder, param_servers, param_token_file) -> Store | RemoteStore:
+def _store(center_folder, param_servers, param_token_file, eager) -> Store | RemoteStore:
     if param_servers:
         token = param_token_file.read_text().strip() if param_token_file else None
         return RemoteStore(param_servers.split(","), token=token)
-    return mapped_store(center_folder) if center_folder else memory_store()
+    return mapped_store(center_folder, eager=eager) if center_folder else memory_store(eager=eager)
 
 
 def _builder(selector):

@@ -162,6 +162,7 @@ class _Window:
                 raise Diverged(self._why(step, shared["loss"][step - first], shared["gradient_norm"][step - first]))
         means = {name: values[finite].mean(axis=0) for name, values in per_tower.items()} if finite.any() else {}
         done = last + 1
+        waits = [float(values.mean()) for name, values in means.items() if name.endswith("_wait_seconds")]
         metrics = {
             "step": done,
             "epoch": round(done / self.epoch_size, 4),
@@ -171,6 +172,7 @@ class _Window:
             "learning_rate": rate,
             "images_per_second": len(self.steps) * self.batch_size / seconds,
             "data_wait": self.waited / seconds,
+            **({"rows_wait": sum(waits) * len(self.steps) / seconds} if waits else {}),
             "gradient_norm": float(shared["gradient_norm"][-1]),
             **{name: float(values.mean()) for name, values in means.items() if name != "loss"},
             **{name: int(values.sum()) for name, values in shared.items() if name not in _SHARED},
@@ -205,6 +207,8 @@ def _line(metrics: dict, epoch_size: int, left: float | None) -> str:
         f"lr {metrics['learning_rate']:.2g}  {metrics['images_per_second']:.0f} images/s  "
         f"waiting for data {100 * metrics['data_wait']:.0f} %"
     )
+    if "rows_wait" in metrics:
+        line += f", for class weights {100 * metrics['rows_wait']:.0f} %"
     return line if left is None else f"{line}  left {_clock(left)}"
 
 

@@ -1,0 +1,129 @@
+"""What a step of the selected head costs as classes grow: 10,000 selected of 100,000 to 4 million, 128 values each.
+
+  python benchmarks/selected_head.py                       100 k, 1 M, 4 M in memory, and the 4 M in a mapped file
+  python benchmarks/selected_head.py --classes 20000 100000 --selected 2000
+
+A step of 128 examples searches their classes in an inverted file that was built before, pulls their rows, makes forward
+and backward pass of the head, and pushes the gradients, one after the other: nothing hides behind a network or the step
+before, as it does in training. The sizes take turns, and medians are compared.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from towers.classcenters.following import snapshot
+from towers.classcenters.indexes import ivf
+from towers.classcenters.selection import Settings
+from towers.classcenters.spec import MatrixSpec
+from towers.classcenters.store import mapped_store, memory_store
+from towers.heads.selected import SelectedHead
+from towers.losses.margin import LogitForm, Margin
+from towers.runs import run
+from towers.training import optimizers
+from towers.training.step import TowerLosses, make_train_step
+
+BATCH, D, TARGET, NAME = 128, 128, 1.5, "centres"
+
+
+class Measured:
+    """A head of its own size, and the times of its steps.
+
+    Args:
+      index: over the first values of the centres; None: it is built here.
+    """
+
+    def __init__(self, towers, store, num_classes: int, num_selected: int, index=None):
+        store.create(NAME, MatrixSpec(rows=num_classes, columns=D, weight_decay=5e-4))
+        self.build_seconds = 0.0
+        if index is None:
+            started = time.perf_counter()
+            index = ivf.build(snapshot(store, NAME, normalised=True), iterations=1)
+            self.build_seconds = time.perf_counter() - started
+        self.head = SelectedHead(towers, store, NAME, form=LogitForm(), settings=Settings(num_selected, 8, 1))
+        self.head.selector.index, select = index, self.head.selector.select
+
+        def timed_select(*arguments, **named):
+            started = time.perf_counter()
+            found = select(*arguments, **named)
+            self.search_seconds.append(time.perf_counter() - started)
+            return found
+
+        self.head.selector.select = timed_select
+        with towers.scope():
+            # A network of one small layer, a hundredth of the head's work.
+            network = keras.Sequential([keras.Input((D,)), keras.layers.Dense(D, use_bias=False)])
+            optimizer = optimizers.build("SGD")
+            optimizer.build(network.trainable_variables)
+
+        def objective(network, batch):
+            losses, hits = self.head.classify(network(batch["image"]), batch["label"], batch["rows"], Margin())
+            return TowerLosses(losses, tf.ones_like(losses), {"accuracy": tf.reduce_mean(hits)})
+
+        self.train_step = self.head.around(
+            make_train_step(
+                towers,
+                network,
+                objective,
+                optimizer,
+                variables=network.trainable_variables,
+                decayed=[],
+                statistics=[],
+                head=self.head,
+            )
+        )
+        self.num_classes, self.seconds, self.search_seconds = num_classes, [], []
+
+    def step(self, number: int) -> None:
+        random = np.random.default_rng(number)
+        labels = tf.constant(random.integers(0, self.num_classes, BATCH))
+        batch = {"image": tf.constant(random.standard_normal((BATCH, D), np.float32)), "label": labels}
+        started = time.perf_counter()
+        self.train_step(batch, tf.constant(number, tf.int64), tf.constant(0.1, tf.float64))
+        self.head.settle()
+        self.seconds.append(time.perf_counter() - started)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--classes", type=int, nargs="+", default=[100_000, 1_000_000, 4_000_000], help="growing")
+    parser.add_argument("--selected", type=int, default=10_000, help="classes of a step")
+    parser.add_argument("--rounds", type=int, default=12, help="measured steps of each size")
+    parser.add_argument("--folder", type=Path, help="of the mapped file (default: a temporary one)")
+    arguments = parser.parse_args()
+    towers = run.set_up(towers=1, precision="float32", seed=1)
+    with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
+        measured = {}
+        for count in arguments.classes:
+            measured[f"{count:,}"] = Measured(towers, memory_store(), count, arguments.selected)
+        index = measured[f"{count:,}"].head.selector.index
+        mapped = f"{count:,}, mapped file"
+        measured[mapped] = Measured(towers, mapped_store(Path(folder)), count, arguments.selected, index)
+        # The first two steps trace the graph and meet cold memory.
+        for number in range(arguments.rounds + 2):
+            for one in measured.values():
+                one.step(number)
+    print(f"{arguments.selected:,} selected, {BATCH} examples x {D}, {os.cpu_count()} cores")
+    print(f"{'classes':>22} {'ms a step':>10} {'of it search':>13} {'x first':>8} {'index built, s':>15}")
+    medians = {}
+    for name, one in measured.items():
+        whole, search = statistics.median(one.seconds[2:]), statistics.median(one.search_seconds[2:])
+        medians[name] = whole
+        growth = whole / next(iter(medians.values()))
+        print(f"{name:>22} {1000 * whole:10.1f} {1000 * search:13.1f} {growth:8.2f} {one.build_seconds:15.1f}")
+    first, last = f"{arguments.classes[0]:,}", f"{arguments.classes[-1]:,}"
+    result = {"name": f"head step of {last} classes against {first}", "value": medians[last], "unit": "s/step"}
+    more = {"reference": medians[first], "ratio": medians[last] / medians[first], "target": TARGET}
+    print(json.dumps({**result, **more, "mapped": medians[mapped] / medians[first]}))
+
+
+if __name__ == "__main__":
+    main()
