@@ -107,7 +107,7 @@ class SelectedHead(ShardedHead):
         """Inside ``Towers.run``: this tower's part of the rows that were put there before the step."""
         tower = tower_index()
         classes = self._classes[tower].read_value()
-        return Rows(self._weights[tower].read_value(), classes, classes)
+        return Rows(self._weights[tower].read_value(), classes)
 
     def apply(self, rows: Rows, gradient: tf.Tensor, learning_rate: tf.Tensor, keep: tf.Tensor) -> None:
         """Inside ``Towers.run``: leave the gradient where the host fetches it after the step."""
@@ -150,9 +150,9 @@ class SelectedHead(ShardedHead):
         StoredRows(self.store, self.name, 0).assign(weights)
 
     def _columns(self, labels, rows):
-        places = tf.searchsorted(rows.positives, labels, out_type=tf.int64)
-        last = tf.maximum(tf.size(rows.positives, tf.int64) - 1, 0)
-        here = tf.gather(rows.positives, tf.minimum(places, last)) == labels
+        places = tf.searchsorted(rows.places, labels, out_type=tf.int64)
+        last = tf.maximum(tf.size(rows.places, tf.int64) - 1, 0)
+        here = tf.gather(rows.places, tf.minimum(places, last)) == labels
         return tf.where(here, places, tf.constant(-1, tf.int64))
 
     def _own_classes(self):
