@@ -198,23 +198,16 @@ class ShardedHead:
 
     def _update_rows(self, tower, rows, gradient, rate) -> None:
         indices = self._rows_of(rows.places)
-        shard, rows = self.shards[tower], rows.weights
-        decay = [self.weight_decay * rows] if self.weight_decay else []
-        if not self.slots:
-            _put(shard, indices, rows - rate * tf.add_n([gradient, *decay]))
-            return
-        # Rows may be gigabytes, and each pass over them counts: sums of three in one, and what the momentum kept
-        # serves both. With v = m * old + g, the weights move by g + m * v = (1 + m) * v - m * old.
-        slot = self.slots[tower]
-        kept = self.momentum * tf.gather(slot, indices)
-        momentum = tf.add_n([kept, gradient, *decay])
-        _put(slot, indices, momentum)
-        _put(shard, indices, tf.add_n([rows, rate * kept, -rate * (1.0 + self.momentum) * momentum]))
-
-
-def _put(variable: tf.Variable, indices: tf.Tensor, rows: tf.Tensor) -> None:
-    """Write rows, none of them twice; TensorFlow's CPU kernel copies faster than it adds."""
-    variable.scatter_update(tf.IndexedSlices(rows, indices))
+        if self.weight_decay:
+            gradient += self.weight_decay * rows.weights
+        change = gradient
+        if self.slots:
+            slot = self.slots[tower]
+            momentum = self.momentum * tf.gather(slot, indices) + gradient
+            slot.scatter_update(tf.IndexedSlices(momentum, indices))
+            change = gradient + self.momentum * momentum
+        # Written, not subtracted: no row occurs twice, and TensorFlow's CPU kernel copies faster than it subtracts.
+        self.shards[tower].scatter_update(tf.IndexedSlices(rows.weights - rate * change, indices))
 
 
 class MergedRows:
