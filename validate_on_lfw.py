@@ -2,7 +2,7 @@
 
 python validate_on_lfw.py --model runs/20260102-030405
 python validate_on_lfw.py --model runs/20260102-030405 --lfw_dir LFW --lfw_pairs pairs.txt --use_flipped_images
-python validate_on_lfw.py --model runs/20260102-030405 --bin faces_emore/lfw.bin
+python validate_on_lfw.py --model runs/20260102-030405 --bin faces_emore/lfw.bin --protocol insightface
 """
 
 import json
@@ -12,8 +12,10 @@ from pathlib import Path
 from towers import export, networks, options, plots
 from towers.errors import UserError
 from towers.evaluation.features import check_suffix
-from towers.evaluation.verification import report
+from towers.evaluation.verification import flip_report, report
 from towers.runs import run, validation
+
+FACENETS_OWN = ("lfw_distance_metric", "lfw_use_flipped_images", "lfw_subtract_mean")
 
 
 def make_parser() -> options.Parser:
@@ -24,6 +26,12 @@ def make_parser() -> options.Parser:
         "--load_size", type=int, help="side pictures are brought to before the crop (default: the model's)"
     )
     parser.add_argument("--bin", type=Path, help="verification pack (.bin) in place of --lfw_dir and --lfw_pairs")
+    parser.add_argument(
+        "--protocol",
+        choices=("facenet", "insightface"),
+        default="facenet",
+        help="insightface: add the mirrored picture's embedding, then normalise; shows XNorm and Accuracy-Flip",
+    )
     parser.add_argument(
         "--features", type=Path, help="file for the embeddings of the pictures, a row each: .npy (paths in .tsv) or .h5"
     )
@@ -36,6 +44,9 @@ def make_parser() -> options.Parser:
 
 def main(arguments) -> None:
     pick = partial(options.pick, arguments)
+    refused = [name for name in FACENETS_OWN if getattr(arguments, name)] if arguments.protocol == "insightface" else []
+    if refused:
+        raise UserError(f"--{refused[0]} is facenet's; leave it out, or --protocol insightface")
     if arguments.features:
         check_suffix(arguments.features)
     folder, facts = export.read_facts(arguments.model)
@@ -58,21 +69,26 @@ def main(arguments) -> None:
     towers = run.set_up(**pick("towers precision"))
     with towers.scope():
         model = export.read_model(folder)
-    verification, embeddings, bad = validation.verify(
-        towers,
-        model.network,
-        pairs,
-        image_size=model.image_size,
-        load_size=arguments.load_size or model.load_size,
-        **pick(validation.PROTOCOL_OPTIONS),
-    )
+    sizes = {"image_size": model.image_size, "load_size": arguments.load_size or model.load_size}
+    more = {}
+    if arguments.protocol == "insightface":
+        verification, xnorm, embeddings, bad = validation.verify_insightface(
+            towers, model.network, pairs, **sizes, batch_size=arguments.lfw_batch_size
+        )
+        name = arguments.bin.stem if arguments.bin else arguments.lfw_dir.name
+        print(flip_report(name, facts["step"], verification, xnorm))
+        more["lfw_xnorm"] = xnorm
+    else:
+        verification, embeddings, bad = validation.verify(
+            towers, model.network, pairs, **sizes, **pick(validation.PROTOCOL_OPTIONS)
+        )
     print(report(verification))
     skipped = [*pairs.skipped, *validation.left_out(pairs, bad)]
     print(f"Pairs skipped: {len(skipped)}{'; the first: ' + skipped[0] if skipped else ''}")
     if arguments.features:
         validation.write_embeddings(arguments.features, pairs.source, embeddings, bad)
     if arguments.json:
-        figures = validation.figures(verification) | {"pairs_used": verification.pairs_used}
+        figures = validation.figures(verification) | more | {"pairs_used": verification.pairs_used}
         arguments.json.write_text(json.dumps(figures | {"pairs_skipped": len(skipped)}, indent=1) + "\n")
     if arguments.roc:
         plots.roc(verification, arguments.roc)

@@ -1,7 +1,7 @@
 """What a step of a head costs: forward, backward and update, against its three matrix products alone.
 
   python benchmarks/head.py                      # the rows of RESULTS.md
-  python benchmarks/head.py --chart head.png     # memory and time over the number of identities, for each head
+  python benchmarks/head.py --chart head.png     # memory and images/s over the number of identities, for each head
 
 Each measurement runs in a process of its own: batch 128, 512 values, float32, one tower (the chart: two). The products
 are W x^T and its gradients by x and by W, in the faster of the two layouts; a sampled head's have the step's rows.
@@ -9,6 +9,7 @@ are W x^T and its gradients by x and by W, in the faster of the two layouts; a s
 
 import argparse
 import json
+import os
 import resource
 import statistics
 import subprocess
@@ -132,26 +133,23 @@ def report(name: str, found: dict, target: float | None, reference: float | None
     print(json.dumps({**line, "target": target}), flush=True)
 
 
-def chart(path: Path, steps: int) -> None:
-    """Seconds a step and peak memory over the number of identities."""
-    import matplotlib
+def chart(path: Path, steps: int, most: int) -> None:
+    """Memory as --dry_run reckons it, and images/s measured up to what fits here, beyond that from the cost model."""
+    import head_chart
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, (times, memory) = pyplot.subplots(1, 2, figsize=(10, 4))
-    for head_name in ("replicated", "sharded", "sampled"):
-        counts = [10_000, 30_000, 100_000, 300_000][: 3 if head_name == "replicated" else 4]
-        found = [in_process(head_name, count, 0.1, 2, steps) for count in counts]
-        speed = [BATCH / statistics.median(one["step"]) for one in found]
-        times.loglog(counts, speed, marker="o", label=head_name)
-        memory.loglog(counts, [one["peak"] / 1e9 for one in found], marker="o", label=head_name)
-    times.set(xlabel="identities", ylabel="images/s through the head")
-    memory.set(xlabel="identities", ylabel="peak memory of both towers, GB")
-    times.legend()
-    figure.tight_layout()
-    figure.savefig(path, dpi=120)
+    sizes = {"batch": BATCH, "embedding_size": SIZE}
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    measured = {}
+    for head_name in head_chart.HEADS:
+        measured[head_name] = {}
+        for count in head_chart.counts_that_fit(head_name, free, **sizes):
+            if count <= most:
+                found = in_process(head_name, count, head_chart.SAMPLE_RATE, head_chart.NUM_TOWERS, steps)
+                measured[head_name][count] = statistics.median(found["step"])
+                print(f"{head_name}, {count:,} identities: {measured[head_name][count]:.3f} s a step", flush=True)
+    points = head_chart.draw(path, measured, **sizes)
     print(path)
+    print(json.dumps({"name": "heads over the number of identities", **sizes, "points": points}))
 
 
 def main() -> None:
@@ -160,7 +158,12 @@ def main() -> None:
     parser.add_argument(
         "--rows", nargs="+", choices=("full", "sampled", "growth"), default=("full", "sampled", "growth")
     )
-    parser.add_argument("--chart", type=Path, help="draw time and memory over the number of identities into this file")
+    parser.add_argument(
+        "--chart", type=Path, help="draw memory and images/s over the number of identities into this PNG"
+    )
+    parser.add_argument(
+        "--most_identities", type=int, default=1_000_000, help="with --chart: measure no head of more than these"
+    )
     parser.add_argument("--measure", nargs=5, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.measure:
@@ -168,7 +171,7 @@ def main() -> None:
         print(json.dumps(measure(name, int(identities), float(rate), int(num_towers), int(steps))))
         return
     if arguments.chart:
-        chart(arguments.chart, arguments.steps)
+        chart(arguments.chart, arguments.steps, arguments.most_identities)
         return
     if "full" in arguments.rows:
         report("full head, 100,000 identities", in_process("sharded", 100_000, 0, 1, arguments.steps), TARGETS["full"])

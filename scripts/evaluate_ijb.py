@@ -1,34 +1,48 @@
 """IJB-B or IJB-C from features: 1:1 (TAR@FAR) and 1:N (ranks, TPIR@FPIR).
 
-python scripts/extract_features.py --model RUN --list ijbc_pictures.txt --flip add --out ijbc.npy
+python scripts/evaluate_ijb.py --model RUN --pictures IJBC/loose_crop --meta_dir IJBC/meta --target ijbc
 python scripts/evaluate_ijb.py --features ijbc.npy --meta_dir IJBC/meta --target ijbc
 
-Pictures are found by their file names; they must be aligned before. 1:N is run where the lists of galleries are there.
+With --model, faces are cut out of the loose crops by their landmarks and embedded with their mirror images on all
+towers; --write_features keeps the embeddings. Otherwise they are those of scripts/extract_features.py, on pictures that
+were aligned before, found by their file names. 1:N is run where the lists of galleries are there.
 """
 
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from towers import options
-from towers.errors import BadData
+from towers import export, options
+from towers.datasets.alignment import aligned_source
+from towers.errors import BadData, UserError
 from towers.evaluation import ijb
-from towers.evaluation.features import read_features
+from towers.evaluation.features import Features, check_suffix, read_features
 from towers.evaluation.identification import identify
+from towers.runs import run, validation
 
 GALLERIES = {"ijbb": ("S1", "S2"), "ijbc": ("G1", "G2")}
 
 
 def make_parser() -> options.Parser:
     parser = options.Parser(__doc__)
-    parser.add_argument("--features", type=Path, required=True, help="file of scripts/extract_features.py")
+    given = parser.add_mutually_exclusive_group(required=True)
+    given.add_argument("--features", type=Path, help="file of scripts/extract_features.py")
+    given.add_argument("--model", type=Path, help="run folder or model folder, to embed --pictures with")
+    parser.add_argument("--pictures", type=Path, help="folder of the loose crops, with --model")
+    parser.add_argument("--batch_size", type=int, default=100, help="images a tower and step, with --model")
+    parser.add_argument(
+        "--max_bad_fraction", type=float, default=0.0, help="share of unreadable pictures allowed, with --model"
+    )
+    parser.add_argument("--write_features", type=Path, help="file for the embeddings of --model: .npy, .h5 or .hdf5")
     parser.add_argument("--meta_dir", type=Path, required=True, help="folder of ijb?_face_tid_mid.txt and the others")
     parser.add_argument("--target", choices=tuple(GALLERIES), default="ijbc", help="which benchmark")
     parser.add_argument(
         "--ignore_detection_scores", action="store_true", help="do not weigh pictures by the detector's scores"
     )
     parser.add_argument("--json", type=Path, help="file for the same numbers")
+    options.add_towers(parser, training=False)
     return parser
 
 
@@ -36,9 +50,11 @@ def main(arguments) -> None:
     def meta(name):
         return arguments.meta_dir / f"{arguments.target}_{name}"
 
+    if bool(arguments.model) != bool(arguments.pictures) or (arguments.write_features and not arguments.model):
+        raise UserError("--model embeds --pictures, and --write_features keeps what it found: give them together")
     media = ijb.read_media(meta("face_tid_mid.txt"))
-    stored = read_features(arguments.features)
-    rows = rows_of_pictures(stored.paths, media.names, arguments.features)
+    stored = embedded(arguments, meta("name_5pts_score.txt")) if arguments.model else read_features(arguments.features)
+    rows = rows_of_pictures(stored.paths, media.names, arguments.pictures or arguments.features)
     weights = None
     if not arguments.ignore_detection_scores:
         names, _, scores = ijb.read_detection_scores(meta("name_5pts_score.txt"))
@@ -67,6 +83,33 @@ def main(arguments) -> None:
         figures |= search(templates, features, probe_features, subjects, lists)
     if arguments.json:
         arguments.json.write_text(json.dumps(figures, indent=1) + "\n")
+
+
+def embedded(arguments, scores_path: Path) -> Features:
+    """Sums of the embeddings of the aligned faces and of their mirror images, un-normalised."""
+    pick = partial(options.pick, arguments)
+    if arguments.write_features:
+        check_suffix(arguments.write_features)
+    names, landmarks, _ = ijb.read_detection_scores(scores_path)
+    folder, _ = export.read_facts(arguments.model)
+    towers = run.set_up(**pick("towers precision"))
+    with towers.scope():
+        model = export.read_model(folder)
+    size = model.image_size
+    source = aligned_source(arguments.pictures, names, landmarks, image_size=size)
+    found, bad = validation.embed_source(
+        towers,
+        model.network,
+        source,
+        image_size=size,
+        load_size=size,
+        flipped=True,
+        **pick("batch_size max_bad_fraction"),
+    )
+    features = np.add(*np.split(found, 2, axis=1))
+    if arguments.write_features:
+        validation.write_embeddings(arguments.write_features, source, features, bad)
+    return Features(features, [source.where(record) for record in range(len(source))], source.labels)
 
 
 def search(templates, features, probes, subjects, lists) -> dict[str, float]:

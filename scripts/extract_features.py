@@ -28,7 +28,7 @@ def make_parser() -> options.Parser:
     pictures.add_argument(
         "--data_dir",
         type=Path,
-        help="pictures: DIR/Class/picture.jpg, InsightFace's .rec or its folder, a list of 'path label' lines, a .bin",
+        help="pictures: DIR/Class/picture.jpg, InsightFace's .rec or its folder, 'path label' lines, a .lst, a .bin",
     )
     pictures.add_argument(
         "--list", type=Path, help="file with the path of a picture in each line, below its own folder; no labels"

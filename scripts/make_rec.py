@@ -2,6 +2,7 @@
 
     python scripts/make_rec.py --data_dir FACES --out_dir faces_mine --image_size 112
     python scripts/make_rec.py --data_dir train_list.txt --out_dir faces_mine --flat
+    python scripts/make_rec.py --data_dir train.lst --out_dir faces_mine           # MXNet's, beside its pictures
 
 Towers trains on it (--data_dir faces_mine), and so do InsightFace's own trainers. Pictures go in as they are; with
 --image_size those of another size are brought to it. The default layout has InsightFace's identity records; --flat has

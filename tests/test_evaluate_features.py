@@ -2,12 +2,14 @@
 
 import json
 
+import cv2
 import keras
 import numpy as np
 import pytest
 from conftest import ROOT, make_faces, run_python
 
 from towers import export, networks
+from towers.datasets.alignment import CROP_LANDMARKS
 from towers.evaluation.features import read_features, write_features
 
 
@@ -75,6 +77,15 @@ def test_hf_evaluation_writes_features_and_figures(faces, tmp_path):
     pairs = written.features.reshape(-1, 2, 8)
     assert len(pairs) == json.loads((out / "agedb_30.json").read_text())["pairs_used"]
     assert f"Accuracy: {json.loads((out / 'agedb_30.json').read_text())['lfw_accuracy']:.5f}" in done.stdout
+    done = run_python(*validate, "--bin", data / "agedb_30.bin", "--protocol", "insightface", "--json",
+                      out / "flip.json", "--features", out / "flip.npy")  # fmt: skip
+    figures, summed = json.loads((out / "flip.json").read_text()), read_features(out / "flip.npy").features
+    assert f"[agedb_30][0]XNorm: {figures['lfw_xnorm']:f}\n" in done.stdout
+    assert f"[agedb_30][0]Accuracy-Flip: {figures['lfw_accuracy']:.5f}+-" in done.stdout
+    assert figures["lfw_xnorm"] == pytest.approx(np.linalg.norm(summed, axis=1).mean() / 2, rel=0.2)
+    refused = run_python(*validate, "--bin", data / "agedb_30.bin", "--protocol", "insightface", "--subtract_mean",
+                         check=False)  # fmt: skip
+    assert (refused.returncode, "lfw_subtract_mean is facenet's" in refused.stderr) == (2, True)
     other = run_python(*validate, "--arch", "y1", "--bin", data / "agedb_30.bin", check=False)
     assert (other.returncode, "holds small" in other.stderr) == (2, True)
 
@@ -125,3 +136,29 @@ def test_ijb(faces):
     result = run_python(*command[:-1], missing, check=False)
     assert result.returncode == 65
     assert "has no 16.jpg, and 1 more" in result.stderr
+
+
+def test_ijb_from_pictures(faces, tmp_path):
+    """Loose crops are aligned by the landmarks: pictures moved and turned have the features of upright ones."""
+    pictures = tmp_path / "loose_crop"
+    pictures.mkdir()
+    meta = write_meta(tmp_path / "meta", [f"{n}.png {n // 2} {n}" for n in range(16)])
+    lines = []
+    for n in range(16):
+        face = cv2.imread(str(faces / f"lfw/Lfw_{n // 2 % 4}/Lfw_{n // 2 % 4}_{n // 8 + 1:04}.jpg"))
+        face, points = cv2.resize(face, (112, 112)), CROP_LANDMARKS
+        if n % 2:
+            face, points = np.rot90(face), np.stack([points[:, 1], 111 - points[:, 0]], axis=1)
+        cv2.imwrite(str(pictures / f"{n}.png"), cv2.copyMakeBorder(face, 9, 9, 5, 5, cv2.BORDER_CONSTANT))
+        lines.append(f"{n}.png " + " ".join(f"{value:.4f}" for value in (points + [5, 9]).ravel()) + " 0.9\n")
+    (meta / "ijbc_name_5pts_score.txt").write_text("".join(lines))
+    command = ["scripts/evaluate_ijb.py", "--model", faces / "model", "--meta_dir", meta]
+    done = run_python(*command, "--pictures", pictures, "--towers", 2, "--write_features", tmp_path / "found.npy")
+    found = read_features(tmp_path / "found.npy")
+    assert found.paths[3] == str(pictures / "3.png")
+    np.testing.assert_allclose(found.features[0::2], found.features[1::2], rtol=0.02, atol=0.02)
+    assert "4 mated searches in 2 galleries" in done.stdout
+    again = run_python("scripts/evaluate_ijb.py", "--features", tmp_path / "found.npy", "--meta_dir", meta)
+    assert again.stdout == done.stdout
+    refused = run_python(*command, check=False)
+    assert (refused.returncode, "--model embeds --pictures" in refused.stderr) == (2, True)

@@ -93,6 +93,48 @@ def test_a_picture_that_is_a_link(root, tmp_path_factory):
         source.read([1])
 
 
+def write_lst(root, text):
+    (root / "train.lst").write_text(text)
+    return root / "train.lst"
+
+
+def test_lists_of_mxnet(root):
+    """im2rec's lines: labels with a fraction of zeros, several labels, indices in any order."""
+    lines = ["7\t0.000000\t0/a.jpg", "0\t0\t0/b c.jpg", "", "123\t2.0\t0.25\t-3\t2/a.jpg  ", "5\t12.\td.jpg"]
+    source = open_source(write_lst(root, "\r\n".join(lines)))
+    assert isinstance(source, ListSource)
+    assert source.labels.tolist() == [0, 0, 2, 12]
+    assert source.read(range(4)) == [b"0/a.jpg", b"0/b c.jpg", b"2/a.jpg", b"d.jpg"]
+    assert source.where(2) == str(root / "2/a.jpg")
+    assert source.subset([3]).read([0]) == [b"d.jpg"]
+    assert pickle.loads(pickle.dumps(source)).read([1]) == [b"0/b c.jpg"]
+
+
+def test_lists_of_mxnet_as_a_slow_loop_reads_them(root):
+    random = np.random.default_rng(1)
+    rows = random.integers(0, [10**6, 10**9, 3, 10**6], (70_000, 4)).tolist()
+    lines = [f"{index}\t{float(label):f}\t" + "0.5\t" * more + f"a/{name}.jpg" for index, label, more, name in rows]
+    source = read_list(write_lst(root, "\n".join(lines)))
+    expected = [line.split("\t") for line in lines]
+    assert source.labels.tolist() == [int(float(fields[1])) for fields in expected]
+    assert [source.where(record) for record in range(len(source))] == [str(root / fields[-1]) for fields in expected]
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["0/a.jpg 0", "0\t1", "0\t0/a.jpg", "0\t1\t", "0\t0/a.jpg\t1", "0\t1.5\ta.jpg", "0\tnan\ta.jpg", "0\t-1\ta.jpg",
+     "x\t1\ta.jpg", "0\t\ta.jpg", "0\t.\ta.jpg", "0\t1.0.0\ta.jpg", "1\t0/a.jpg\t0\t1 2 3 4"],
+)  # fmt: skip
+def test_bad_lines_of_mxnets_lists_are_named(root, line):
+    with pytest.raises(BadData, match=r"train\.lst, line 3: .*not 'index TAB label TAB path'"):
+        read_list(write_lst(root, f"0\t1\t0/a.jpg\n\n{line}\n1\t1\td.jpg\n"))
+
+
+def test_paths_of_mxnets_lists_stay_below_their_folder(root):
+    with pytest.raises(BadData, match=r"train\.lst, line 2: .*leads out of"):
+        read_list(write_lst(root, "0\t1\t0/a.jpg\n1\t1\t../d.jpg\n"))
+
+
 @pytest.mark.parametrize("text", ["", "\n \n"])
 def test_empty_lists(root, text):
     with pytest.raises(BadData, match="lists no pictures"):

@@ -218,13 +218,30 @@ def test_the_benchmark_ends_with_its_json_line(monkeypatch, capsys):
 def test_flip_accuracy_is_that_of_the_normalised_sum():
     embeddings, pairs, same = benchmark.synthetic_pairs(**SMALL, noise=2.0, seed=6)
     flipped = embeddings + np.random.default_rng(0).normal(size=embeddings.shape).astype(np.float32)
-    verification, norm = verify_flipped(embeddings, flipped, same)
-    expected = benchmark.slow_evaluation(embeddings.astype(np.float64) + flipped, pairs, same)
+    flipped *= np.linspace(0.5, 2, len(flipped), dtype=np.float32)[:, None]
+    verification, norm = verify_flipped(embeddings, flipped, pairs, same)
+    # The loop normalises nothing but what it is given.
+    sums = [
+        (row + other) / np.linalg.norm(row + other)
+        for row, other in zip(embeddings.astype(np.float64), flipped.astype(np.float64), strict=True)
+    ]
+    expected = benchmark.slow_evaluation(np.array(sums), pairs, same)
+    plain = benchmark.slow_evaluation(embeddings, pairs, same)
+    assert (expected["fold_accuracies"] != plain["fold_accuracies"]).any()
     np.testing.assert_array_equal(verification.fold_accuracies, expected["fold_accuracies"])
     assert norm == pytest.approx(np.mean([np.linalg.norm(row) for half in (embeddings, flipped) for row in half]))
     lines = flip_report("lfw", 2000, verification, 22.39, 0.99817).splitlines()
     assert lines[0] == "[lfw][2000]XNorm: 22.390000"
     assert lines[1] == f"[lfw][2000]Accuracy-Flip: {expected['accuracy']:1.5f}+-{expected['accuracy_std']:1.5f}"
     assert lines[2] == "[lfw][2000]Accuracy-Highest: 0.99817"
+    assert len(flip_report("lfw", 2000, verification, 22.39).splitlines()) == 2
     with pytest.raises(ValueError, match="two times"):
-        verify_flipped(embeddings[:-2], flipped[:-2], same)
+        verify_flipped(embeddings[:-2], flipped, pairs, same)
+
+
+def test_flip_accuracy_keeps_given_folds():
+    embeddings, pairs, same = benchmark.synthetic_pairs(**SMALL, noise=2.0, seed=6)
+    folds = np.arange(len(pairs)) % 3
+    verification, _ = verify_flipped(embeddings, embeddings, pairs, same, fold_ids=folds)
+    expected = evaluate_pairs(embeddings, pairs, same, fold_ids=folds)
+    np.testing.assert_array_equal(verification.fold_accuracies, expected.fold_accuracies)

@@ -1,3 +1,5 @@
+import resource
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -93,3 +95,18 @@ def test_more_towers_than_classes_and_other_optimizers_are_refused():
         head_on(3, 2)
     with pytest.raises(UserError, match="--optimizer ADAM"):
         head_on(1, rule="ADAM")
+
+
+def test_writing_some_rows_does_not_copy_the_others():
+    def resident():
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+    variable = tf.Variable(tf.zeros([1 << 18, 128]))
+    rows = MergedRows({0: variable}, [0, 1 << 18])
+    # From its first gather on, TensorFlow copies a variable that is read whole.
+    tf.gather(variable, [0])
+    before = resident()
+    for first in range(0, 1 << 18, 1 << 16):
+        rows.write(first, np.ones((8, 128), np.float32))
+    assert resident() - before < variable.shape.num_elements() * 4 / 2
+    assert tf.reduce_sum(variable) == 4 * 8 * 128

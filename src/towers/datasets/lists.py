@@ -1,6 +1,7 @@
-"""Lists of pictures as a source: a text file of `path label` lines, paths below the folder of the list.
+"""Lists of pictures as a source: a text file with a line for each, paths below the folder of the list.
 
-HF-Softmax's train and val lists; a tab or blanks between the two, labels from 0.
+HF-Softmax's train and val lists, lines `path label`, a tab or blanks between the two; and MXNet's `.lst` of im2rec,
+lines `index TAB label [TAB more labels] TAB path`. Labels from 0.
 """
 
 import hashlib
@@ -14,9 +15,11 @@ import numpy as np
 from ..errors import BadData
 from .class_numbers import ClassNumbers
 from .folder import read_file
-from .text_columns import BLANK, TAB, integers, last_separators, line_spans
+from .text_columns import BLANK, DOT, TAB, first_places, integers, last_separators, line_spans
 
 MAX_CLASSES = 2**31
+MXNET_SUFFIX = ".lst"
+MXNET_LINE = "index TAB label TAB path"
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,28 +95,29 @@ class ListSource:
 
 
 def read_list(path: str | os.PathLike) -> ListSource:
-    """Read a list. The classes are 0 to the greatest label; empty lines are left out.
+    """Read a list; one named `.lst` is MXNet's. The classes are 0 to the greatest label; empty lines are left out.
 
+    Of several labels in a line of MXNet the first is the class, as in a `.rec`; the index is not used.
     Paths are below the folder of the list: absolute ones, those with `..`, addresses, and folders that are links to
     somewhere else are refused. Whether a picture is there shows when it is read.
 
-    Raises BadData, with the line: no list there, no pictures in it, or a line that is not `path label`.
+    Raises BadData, with the line: no list there, no pictures in it, or a line that is none of such a list.
     """
     path = Path(path)
+    is_mxnets = path.suffix == MXNET_SUFFIX
+    form = MXNET_LINE if is_mxnets else "path label"
     try:
         text = path.read_bytes()
     except OSError as error:
-        raise BadData(f"{path}: cannot be read ({error.strerror}); give a list of 'path label' lines") from error
+        raise BadData(f"{path}: cannot be read ({error.strerror}); give a list of '{form}' lines") from error
     data = np.frombuffer(text, np.uint8)
     starts, ends = line_spans(data)
     ends = _without_blanks(data, starts, ends)
     lines = np.flatnonzero(ends > starts)
     starts, ends = starts[lines], ends[lines]
     if not len(lines):
-        raise BadData(f"{path}: lists no pictures; give lines 'path label'")
-    separators = last_separators(data, starts, ends)
-    labels, good = integers(data, separators + 1, ends)
-    paths = _without_blanks(data, starts, np.maximum(separators, starts))
+        raise BadData(f"{path}: lists no pictures; give lines '{form}'")
+    path_starts, path_ends, labels, good = (_mxnets_columns if is_mxnets else _columns)(data, starts, ends)
 
     def refuse(wrong: np.ndarray, reason: str) -> None:
         if wrong.any():
@@ -121,22 +125,38 @@ def read_list(path: str | os.PathLike) -> ListSource:
             shown = text[starts[row] : ends[row]][:80]
             raise BadData(f"{path}, line {lines[row] + 1}: {shown!r}: {reason}")
 
-    refuse(
-        (separators < 0) | ~good | (paths <= starts),
-        "not 'path label' with a label of 0 or more; correct the line",
-    )
+    refuse(~good | (path_ends <= path_starts), f"not '{form}' with a label of 0 or more; correct the line")
     refuse(labels >= MAX_CLASSES, f"a label of {MAX_CLASSES} or more; number the classes from 0")
-    _check_folders(path, text, starts, paths, refuse)
+    _check_folders(path, text, path_starts, path_ends, refuse)
     return ListSource(
         root=os.fspath(path.parent),
         path=os.fspath(path),
         text=text,
-        starts=starts,
-        ends=paths,
+        starts=path_starts,
+        ends=path_ends,
         lines=lines + 1,
         labels=labels,
         class_names=ClassNumbers(np.arange(labels.max() + 1)),
     )
+
+
+def _columns(data, starts, ends) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Where the paths of `path label` lines begin and end, the labels, and whether these are numbers: [L] each."""
+    separators = last_separators(data, starts, ends)
+    labels, good = integers(data, separators + 1, ends)
+    return starts, _without_blanks(data, starts, np.maximum(separators, starts)), labels, good & (separators >= 0)
+
+
+def _mxnets_columns(data, starts, ends) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """The same of MXNet's lines, whose labels im2rec writes as `7.000000`."""
+    first = first_places(data, TAB, starts, ends)
+    second = first_places(data, TAB, np.minimum(first + 1, ends), ends)
+    dots = first_places(data, DOT, np.minimum(first + 1, second), second)
+    _, indexed = integers(data, starts, first)
+    labels, whole = integers(data, first + 1, dots)
+    fraction, digits = integers(data, dots + 1, second)
+    good = indexed & whole & (second < ends) & ((dots + 1 >= second) | (digits & (fraction == 0)))
+    return last_separators(data, starts, ends, only=TAB) + 1, ends, labels, good
 
 
 def list_line(path: str, label: int) -> bytes:

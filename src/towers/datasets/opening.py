@@ -4,12 +4,15 @@ import os
 
 from ..errors import BadData
 from .folder import read_folder
-from .lists import read_list
+from .lists import MXNET_SUFFIX, read_list
 from .record_headers import Faults
 from .recordio import MAGIC_BYTES
 from .records import REC_NAME, read_records
 
-KINDS = f"a folder ROOT/Class/picture.jpg, a folder with {REC_NAME}, a .rec file, or a list of 'path label' lines"
+KINDS = (
+    f"a folder ROOT/Class/picture.jpg, a folder with {REC_NAME}, a .rec file, a list of 'path label' lines, or a "
+    f"{MXNET_SUFFIX} list of MXNet"
+)
 
 
 def open_source(path: str | os.PathLike, *, faults: Faults | None = None):

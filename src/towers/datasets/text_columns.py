@@ -4,7 +4,7 @@ import numpy as np
 
 LINES_AT_ONCE = 1 << 16
 MAX_DIGITS = 18
-TAB, BLANK, NEWLINE, RETURN, ZERO = b"\t \n\r0"
+TAB, BLANK, NEWLINE, RETURN, ZERO, DOT = b"\t \n\r0."
 
 
 def line_spans(data: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -17,9 +17,15 @@ def line_spans(data: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return starts, newlines - returns
 
 
-def last_separators(data: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
-    """The place of the last tab or blank in each span, int64 [L]; -1 where there is none."""
-    separators = np.flatnonzero((data == TAB) | (data == BLANK))
+def first_places(data: np.ndarray, byte: int, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
+    """The place of the first such byte in each span, int64 [L]; the span's end where there is none."""
+    places = np.append(np.flatnonzero(data == byte), len(data))
+    return np.minimum(places[np.searchsorted(places[:-1], starts)], ends)
+
+
+def last_separators(data: np.ndarray, starts: np.ndarray, ends: np.ndarray, only: int | None = None) -> np.ndarray:
+    """The place of the last tab or blank (or of the byte `only`) in each span, int64 [L]; -1 where there is none."""
+    separators = np.flatnonzero((data == TAB) | (data == BLANK) if only is None else data == only)
     if not len(separators):
         return np.full(len(starts), -1, np.int64)
     place = np.searchsorted(separators, ends) - 1

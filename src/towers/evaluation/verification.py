@@ -148,32 +148,39 @@ def join_flipped(embeddings: np.ndarray, flipped: np.ndarray) -> np.ndarray:
     return np.concatenate([half * _inverse_norms(half)[:, None] for half in halves], axis=1)
 
 
-def verify_flipped(embeddings: np.ndarray, flipped: np.ndarray, same: np.ndarray) -> tuple[Verification, float]:
-    """InsightFace's protocol for a pack: pair k is pictures 2k and 2k + 1, its fold a block of consecutive pairs.
+def verify_flipped(
+    embeddings: np.ndarray,
+    flipped: np.ndarray,
+    pairs: np.ndarray,
+    same: np.ndarray,
+    *,
+    fold_ids: np.ndarray | None = None,
+) -> tuple[Verification, float]:
+    """InsightFace's protocol: pictures are compared by the sum of their own and their mirror image's embedding.
 
     Args:
-        embeddings, flipped: [2P, D] of the pictures and of their mirror images, un-normalised; their sum is compared.
-        same: [P] bool.
+        embeddings, flipped: [N, D] of the pictures and of their mirror images, un-normalised: the longer one of the two
+            counts for more. Their sum is L2-normalised.
+        pairs, same, fold_ids: as `evaluate_pairs` has them; without fold_ids 10 blocks of consecutive pairs.
 
     Returns:
         (verification, whose accuracy is "Accuracy-Flip"; "XNorm", the mean L2 norm over both sets).
     """
     embeddings, flipped = np.asarray(embeddings), np.asarray(flipped)
-    if embeddings.shape != flipped.shape or len(embeddings) != 2 * len(same):
-        raise ValueError(f"expected two times [{2 * len(same)}, D]; got {embeddings.shape} and {flipped.shape}")
+    if embeddings.shape != flipped.shape:
+        raise ValueError(f"expected two times the same [N, D]; got {embeddings.shape} and {flipped.shape}")
     norm = float(np.mean([np.sqrt(_squared_norms(half)).mean() for half in (embeddings, flipped)]))
-    pairs = np.arange(len(embeddings)).reshape(-1, 2)
-    return evaluate_pairs(embeddings.astype(np.float64) + flipped, pairs, same), norm
+    return evaluate_pairs(embeddings.astype(np.float64) + flipped, pairs, same, fold_ids=fold_ids), norm
 
 
-def flip_report(name: str, step: int, verification: Verification, norm: float, highest: float) -> str:
-    """The three lines that InsightFace prints for the set `name`; `highest`: accuracy of the best step so far."""
+def flip_report(name: str, step: int, verification: Verification, norm: float, highest: float | None = None) -> str:
+    """The lines that InsightFace prints for the set `name`; `highest`: accuracy of the best step so far, if known."""
     place = f"[{name}][{step}]"
-    return (
-        f"{place}XNorm: {norm:f}\n"
-        f"{place}Accuracy-Flip: {verification.accuracy:.5f}+-{verification.accuracy_std:.5f}\n"
-        f"{place}Accuracy-Highest: {highest:.5f}"
-    )
+    lines = [
+        f"{place}XNorm: {norm:f}",
+        f"{place}Accuracy-Flip: {verification.accuracy:.5f}+-{verification.accuracy_std:.5f}",
+    ]
+    return "\n".join(lines if highest is None else [*lines, f"{place}Accuracy-Highest: {highest:.5f}"])
 
 
 def non_finite_rows(embeddings: np.ndarray) -> np.ndarray:

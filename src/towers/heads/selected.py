@@ -150,7 +150,7 @@ class SelectedHead(ShardedHead):
         if self.query == "features":
             return Rows(self._zeros[tower].read_value())
         weights, classes = self._queues.take(tower)
-        return Rows(weights, classes, classes)
+        return Rows(weights, classes)
 
     def apply(self, rows: Rows, gradient: tf.Tensor, learning_rate: tf.Tensor, keep: tf.Tensor) -> None:
         """Inside ``Towers.run``: leave the gradient where the host fetches it after the step."""
@@ -216,9 +216,9 @@ class SelectedHead(ShardedHead):
         return StoredRows(self.store, self.name, which, settle=self.settle)
 
     def _columns(self, labels, rows):
-        places = tf.searchsorted(rows.positives, labels, out_type=tf.int64)
-        last = tf.maximum(tf.size(rows.positives, tf.int64) - 1, 0)
-        here = tf.gather(rows.positives, tf.minimum(places, last)) == labels
+        places = tf.searchsorted(rows.places, labels, out_type=tf.int64)
+        last = tf.maximum(tf.size(rows.places, tf.int64) - 1, 0)
+        here = tf.gather(rows.places, tf.minimum(places, last)) == labels
         return tf.where(here, places, tf.constant(-1, tf.int64))
 
     def _rows_for(self, rows, features, labels):
@@ -230,7 +230,7 @@ class SelectedHead(ShardedHead):
             weights, classes = tf.numpy_function(partial(self._ask, tower), [features, labels], [self.dtype, tf.int64])
         weights = tf.ensure_shape(weights, [None, self.embedding_size]) + rows.weights
         classes = tf.ensure_shape(classes, [None])
-        return Rows(weights, classes, classes)
+        return Rows(weights, classes)
 
     def _own_classes(self):
         return -(-self.num_sampled // self.towers.num_towers)

@@ -26,13 +26,11 @@ class Rows(NamedTuple):
 
     Attributes:
       weights: [S * K, D], watched by the step's tape.
-      places: [S] int64, where these classes are in the tower's shard; None: the whole shard.
-      positives: [P] int64, ascending: the batch's classes of this shard, which come first; None: the whole shard.
+      places: [S] int64, ascending: where these classes are in the tower's shard; None: the whole shard.
     """
 
     weights: tf.Tensor
     places: tf.Tensor | None = None
-    positives: tf.Tensor | None = None
 
 
 class ShardedHead:
@@ -108,12 +106,10 @@ class ShardedHead:
         if self.num_sampled is None:
             return Rows(self.shards[tower].read_value())
         start, stop = self.starts[tower], self.starts[tower + 1]
-        positives, negatives = (
-            tf.boolean_mask(classes, (classes >= start) & (classes < stop))
-            for classes in sampled_classes(all_gather(labels), self.seed, step, self.num_sampled, self.num_classes)
-        )
-        places = tf.concat([positives, negatives], axis=0) - start
-        return Rows(tf.gather(self.shards[tower], self._rows_of(places)), places, positives)
+        classes = sampled_classes(all_gather(labels), self.seed, step, self.num_sampled, self.num_classes)
+        own = tf.searchsorted(classes, tf.constant([start, stop], tf.int64))
+        places = classes[own[0] : own[1]] - start
+        return Rows(tf.gather(self.shards[tower], self._rows_of(places)), places)
 
     def classify(
         self, embeddings: tf.Tensor, labels: tf.Tensor, rows: Rows, margin: Margin
@@ -185,8 +181,8 @@ class ShardedHead:
         """[B], where the classes of all towers' examples are among the rows, -1 where another tower has them."""
         start, stop = self.starts[tower_index()], self.starts[tower_index() + 1]
         columns = labels - start
-        if rows.positives is not None:
-            columns = tf.searchsorted(rows.positives, labels, out_type=tf.int64)
+        if rows.places is not None:
+            columns = tf.searchsorted(rows.places, columns, out_type=tf.int64)
         return tf.where((labels >= start) & (labels < stop), columns, tf.constant(-1, tf.int64))
 
     def _update_all(self, tower, rows, gradient, rate) -> None:
@@ -281,8 +277,13 @@ class MergedRows:
             begin, end = max(first, start), min(first + len(piece), start + part.shape[0])
             if begin < end:
                 with tf.device(part.device):
-                    part[begin - start : end - start].assign(
-                        tf.constant(piece[begin - first : end - first], part.dtype)
+                    # `part[...].assign` would read the variable first, which copies all of it.
+                    tf.raw_ops.ResourceStridedSliceAssign(
+                        ref=part.handle,
+                        begin=[begin - start],
+                        end=[end - start],
+                        strides=[1],
+                        value=tf.constant(piece[begin - first : end - first], part.dtype),
                     )
 
 

@@ -127,20 +127,27 @@ def softmax_parts(
                 scaled, inverse_norms = _scaled_products(features, chunk_weights, form)
             logits = _logits(scaled, chunk_columns, form, settings)
             top = tf.reduce_max(logits.values, axis=0)
-            log_sums.append(top + tf.math.log(tf.reduce_sum(tf.exp(logits.values - top), axis=0)))
+            exponentials = tf.exp(logits.values - top)
+            log_sums.append(top + tf.math.log(tf.reduce_sum(exponentials, axis=0)))
             largest.append(top)
             targets += tf.scatter_nd(logits.places[:, 1:], form.scale * logits.targets, tf.shape(targets, tf.int64))
             if len(chunks) == 1:
-                kept = scaled, inverse_norms
+                kept = scaled, inverse_norms, logits, exponentials
         log_sum = log_sums[0] if len(chunks) == 1 else tf.reduce_logsumexp(tf.stack(log_sums), axis=0)
 
         def gradient(by_log_sum, by_target, _):
             by_features, by_angles, by_weights = tf.zeros_like(features), tf.zeros_like(angles), []
             for chunk_weights, chunk_columns in chunks:
-                with tf.control_dependencies([by_features]):
-                    scaled, inverse_norms = kept or _scaled_products(features, chunk_weights, form)
-                logits = _logits(scaled, chunk_columns, form, settings)
-                by_scaled, by_value = _softmax_gradient(logits, scaled, log_sum, by_log_sum, by_target, form)
+                if kept:
+                    scaled, inverse_norms, logits, exponentials = kept
+                    # Of one chunk the sum is what the exponentials were made with: no second exp over all logits.
+                    shares = exponentials * (tf.exp(largest[0] - log_sum) * by_log_sum)
+                else:
+                    with tf.control_dependencies([by_features]):
+                        scaled, inverse_norms = _scaled_products(features, chunk_weights, form)
+                    logits = _logits(scaled, chunk_columns, form, settings)
+                    shares = tf.exp(logits.values - log_sum) * by_log_sum
+                by_scaled, by_value = _softmax_gradient(logits, scaled, shares, by_target, form)
                 by_angles += tf.scatter_nd(
                     logits.places[:, 1:], form.scale * by_value * logits.by_angle, tf.shape(angles, tf.int64)
                 )
@@ -149,7 +156,7 @@ def softmax_parts(
                 by_features += tf.matmul(by_product, chunk_weights, transpose_a=True)
                 by_rows = tf.matmul(by_product, features)
                 if form.normalised:
-                    along = tf.reduce_sum(by_scaled * scaled, axis=1) * tf.square(inverse_norms)
+                    along = tf.reduce_sum(by_product * scaled, axis=1) * (inverse_norms / form.scale)
                     by_rows -= along[:, None] * chunk_weights
                 by_weights.append(by_rows)
             return by_features, by_weights[0] if len(chunks) == 1 else tf.concat(by_weights, axis=0), by_angles
@@ -222,9 +229,11 @@ def _logits(scaled, columns, form, margin: Margin) -> _Logits:
     return _Logits(values, best, places, targets, by_cosine, by_angle)
 
 
-def _softmax_gradient(logits: _Logits, scaled, log_sum, by_log_sum, by_target, form) -> tuple[tf.Tensor, tf.Tensor]:
-    """The gradients by scaled products [S * K, B], and by the logits of the own classes [n]."""
-    shares = tf.exp(logits.values - log_sum) * by_log_sum
+def _softmax_gradient(logits: _Logits, scaled, shares, by_target, form) -> tuple[tf.Tensor, tf.Tensor]:
+    """The gradients by scaled products [S * K, B], and by the logits of the own classes [n].
+
+    ``shares``: [S, B], the softmax times the gradient by the log of its sum.
+    """
     by_value = tf.gather_nd(shares, logits.places) + tf.gather(by_target, logits.places[:, 1])
     if form.filter_above:
         shares = tf.where(logits.best > form.filter_above * form.scale, tf.zeros([], shares.dtype), shares)

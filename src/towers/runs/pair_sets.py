@@ -8,9 +8,9 @@ import numpy as np
 
 from ..distribution import Towers
 from ..errors import UserError
-from ..evaluation.verification import evaluate_pairs
+from ..evaluation.verification import flip_report
 from ..summaries import RunLog, highest_before
-from .validation import Pairs, embed_source, read_bin, read_lfw
+from .validation import Pairs, read_bin, read_lfw, verify_insightface
 
 OPTIONS = "lfw_dir lfw_pairs lfw_nrof_folds val_sets"
 # Mean accuracy over all sets: the best model is the one where it is highest.
@@ -51,33 +51,15 @@ def validator(
     def validate(log: RunLog, step: int) -> dict:
         metrics = {}
         for name, pair_set in sets.items():
-            embeddings, bad = embed_source(
-                towers,
-                network,
-                pair_set.source,
-                image_size=image_size,
-                load_size=load_size,
-                batch_size=batch_size,
-                flipped=True,
+            verification, xnorm, _, _ = verify_insightface(
+                towers, network, pair_set, image_size=image_size, load_size=load_size, batch_size=batch_size
             )
-            used = ~np.isin(pair_set.pairs, list(bad)).any(axis=1)
-            if not used.all():
-                log.text(f"{name}: {int((~used).sum())} pairs left out: pictures that cannot be read")
-            plain, mirrored = np.split(embeddings, 2, axis=1)
-            xnorm = float(np.linalg.norm(np.concatenate([plain, mirrored]), axis=1).mean())
-            verification = evaluate_pairs(
-                plain + mirrored,
-                pair_set.pairs[used],
-                pair_set.same[used],
-                fold_ids=pair_set.fold_ids[used],
-            )
+            skipped = len(pair_set.pairs) - verification.pairs_used
+            if skipped:
+                log.text(f"{name}: {skipped} pairs left out: pictures that cannot be read")
             accuracy = verification.accuracy
             highest = max(accuracy, highest_before(log.run_dir, f"{name}_accuracy"))
-            log.text(
-                f"[{name}][{step}]XNorm: {xnorm:.6f}\n"
-                f"[{name}][{step}]Accuracy-Flip: {accuracy:.5f}+-{verification.accuracy_std:.5f}\n"
-                f"[{name}][{step}]Accuracy-Highest: {highest:.5f}"
-            )
+            log.text(flip_report(name, step, verification, xnorm, highest))
             metrics |= {
                 f"{name}_accuracy": accuracy,
                 f"{name}_accuracy_std": verification.accuracy_std,

@@ -20,7 +20,7 @@ from ..evaluation.embedding import embed
 from ..evaluation.features import write_features
 from ..evaluation.lfw import read_pairs, resolve_pairs
 from ..evaluation.neighbours import recall_at_1
-from ..evaluation.verification import Verification, evaluate_pairs, report
+from ..evaluation.verification import Verification, evaluate_pairs, report, verify_flipped
 from ..summaries import RunLog
 
 PAIRS_OPTIONS = "lfw_dir lfw_pairs lfw_nrof_folds"
@@ -148,6 +148,31 @@ def verify(
         subtract_mean=lfw_subtract_mean,
     )
     return verification, embeddings, bad
+
+
+def verify_insightface(
+    towers: Towers, network: keras.Model, pairs: Pairs, *, image_size: int, load_size: int, batch_size: int
+) -> tuple[Verification, float, np.ndarray, dict[int, str]]:
+    """InsightFace's protocol on ``pairs``: the embedding of a picture is added to that of its mirror image.
+
+    Returns:
+      (figures, XNorm, sums [N, D] of the two embeddings, and unreadable pictures as ``verify`` has them).
+    """
+    embeddings, bad = embed_source(
+        towers,
+        network,
+        pairs.source,
+        image_size=image_size,
+        load_size=load_size,
+        batch_size=batch_size,
+        flipped=True,
+    )
+    plain, mirrored = np.split(embeddings, 2, axis=1)
+    used = ~np.isin(pairs.pairs, list(bad)).any(axis=1)
+    verification, norm = verify_flipped(
+        plain, mirrored, pairs.pairs[used], pairs.same[used], fold_ids=pairs.fold_ids[used]
+    )
+    return verification, norm, plain + mirrored, bad
 
 
 def left_out(pairs: Pairs, bad: dict[int, str]) -> list[str]:
