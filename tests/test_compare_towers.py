@@ -196,7 +196,7 @@ def test_ctrl_c_reaches_the_run_and_a_second_one_kills_it(short_script, tmp_path
     for _ in range(times):
         time.sleep(0.3)
         process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=30)
+    _, errors = process.communicate(timeout=120)
     assert process.returncode == exit_code, errors
     assert f"exit code {exit_code}" in errors
 
