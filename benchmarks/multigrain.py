@@ -3,7 +3,7 @@
   python benchmarks/multigrain.py --out_dir multigrain --seeds 1 2 3
   python benchmarks/multigrain.py --out_dir multigrain --seeds 1 2 3 -- --max_epochs 60     # options of both runs
 
-Both are trained for as many steps on batches of one size; alone means without repeated augmentation too. Runs that are
+Both are trained on the same batches, with three copies of each picture, and differ in nothing but lambda. Runs that are
 finished are not trained again. Prints a table, draws OUT_DIR/multigrain.png, and ends with a JSON line a question.
 """
 
@@ -20,10 +20,11 @@ from matplotlib.figure import Figure
 ROOT = Path(__file__).resolve().parents[1]
 RECIPE = (
     "--synthetic --network resnet10 --embedding_size 512 --gem_p 3 --image_size 64 --load_size 72 --batch_size 60 "
-    "--random_crop --random_flip --lighting 0.1 --optimizer MOM --learning_rate 0.05 --weight_decay 5e-4 "
-    "--max_epochs 40 --validate_every_n_epochs 0 --towers 2"
+    "--copies 3 --random_resized_crop --min_crop_area 0.4 --random_flip --random_color 0.3 --lighting 0.1 "
+    "--optimizer MOM --learning_rate 0.02 --learning_rate_schedule cosine --warmup_steps 100 --weight_decay 5e-4 "
+    "--max_epochs 60 --validate_every_n_epochs 0 --towers 2 --sync_bn"
 ).split()
-SETTINGS = {"together": ["--lambda", "0.5", "--copies", "3"], "alone": ["--lambda", "1", "--copies", "1"]}
+SETTINGS = {"together": 0.5, "alone": 1.0}
 MEASURES = {
     "val_accuracy": "top-1",
     "holidays_map": "instances, mAP",
@@ -62,13 +63,13 @@ def main() -> None:
     parser.add_argument("--out_dir", type=Path, required=True, help="folder of the runs")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="of the runs")
     arguments = parser.parse_args(own)
-    figures = {}
-    for name, setting in SETTINGS.items():
-        rows = []
-        for seed in arguments.seeds:
-            found = measured(arguments.out_dir / f"{name}_{seed}", [*setting, "--seed", str(seed), *further])
-            rows.append([found[measure] for measure in MEASURES])
-        figures[name] = np.array(rows)
+    figures = {name: [] for name in SETTINGS}
+    for seed in arguments.seeds:
+        for name, classification_weight in SETTINGS.items():
+            options = ["--classification_weight", str(classification_weight), "--seed", str(seed), *further]
+            found = measured(arguments.out_dir / f"{name}_{seed}", options)
+            figures[name].append([found[measure] for measure in MEASURES])
+    figures = {name: np.array(rows) for name, rows in figures.items()}
     print(f"{'':<10} " + " ".join(f"{title:>26}" for title in MEASURES.values()))
     for name, values in figures.items():
         cells = (f"{mean:.4f} ({low:.4f} to {high:.4f})" for mean, low, high in _columns(values))
