@@ -68,8 +68,10 @@ def rate(function, count: int) -> float:
     return count / (time.perf_counter() - start)
 
 
-def take(iterator, count: int) -> None:
-    for _ in range(count):
+@tf.function
+def take(iterator, count: tf.Tensor) -> None:
+    """Pull batches within a graph, as steps do."""
+    for _ in tf.range(count):
         next(iterator)
 
 
@@ -93,8 +95,8 @@ def measure(source: Source, batch: int, rounds: int) -> dict[str, float]:
         opencv = rate(lambda: with_opencv(source, draws), len(source))
         tensorflow = rate(lambda: with_tensorflow(source, draws), len(source))
         iterator = iter(dataset)
-        take(iterator, 4 * CORES)
-        ours = rate(lambda stream=iterator: take(stream, num_batches), num_batches * batch)
+        take(iterator, tf.constant(4 * CORES))
+        ours = rate(lambda stream=iterator: take(stream, tf.constant(num_batches)), num_batches * batch)
         del iterator
         ratio = ours / (CORES * max(opencv, tensorflow))
         rows.append({"opencv": opencv, "tensorflow": tensorflow, "ours": ours, "ratio": ratio})

@@ -20,8 +20,7 @@ BINS = 8
 
 def histogram(encoded: bytes) -> np.ndarray:
     """Square roots of the shares of the pixels in 8 x 8 x 8 colours: float32 [512]."""
-    read_header(encoded)
-    counts = cv2.calcHist([decode(encoded)], [0, 1, 2], None, [BINS] * 3, [0, 256] * 3).ravel()
+    counts = cv2.calcHist([decode(encoded, read_header(encoded))], [0, 1, 2], None, [BINS] * 3, [0, 256] * 3).ravel()
     return np.sqrt(counts / counts.sum())
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import tensorflow as tf
 
 from towers.datasets.decoding import Quarantine
 from towers.datasets.folder import Source, read_folder
@@ -55,8 +56,10 @@ def read_with_cv2(paths: list[str]) -> None:
             cv2.resize(picture, (LOAD_SIZE, LOAD_SIZE), interpolation=cv2.INTER_AREA)
 
 
-def take(iterator, count: int) -> None:
-    for _ in range(count):
+@tf.function
+def take(iterator, count: tf.Tensor) -> None:
+    """Pull batches within a graph, as steps do."""
+    for _ in tf.range(count):
         next(iterator)
 
 
@@ -81,9 +84,9 @@ def measure(source: Source, batch: int, rounds: int) -> dict[str, float]:
         for _ in range(rounds):
             one, one_cpu = rate(lambda: read_with_cv2(paths), len(paths))
             iterator = iter(dataset)
-            take(iterator, 4 * CORES)
+            take(iterator, tf.constant(4 * CORES))
             # What was made ahead before the clock started is as much as is made ahead when it stops.
-            ours, ours_cpu = rate(lambda stream=iterator: take(stream, num_batches), num_batches * batch)
+            ours, ours_cpu = rate(lambda stream=iterator: take(stream, tf.constant(num_batches)), num_batches * batch)
             del iterator
             every, _ = rate(lambda: list(threads.map(read_with_cv2, shares)), len(paths))
             ratios = {"ratio": ours / (CORES * one), "real": ours / every, "cpu": ours_cpu / one_cpu}

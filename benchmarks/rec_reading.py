@@ -19,6 +19,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import tensorflow as tf
 
 from towers.datasets.decoding import Quarantine
 from towers.datasets.order import Order
@@ -59,8 +60,10 @@ def read_with_cv2(path: str, places: list[tuple[int, int]]) -> None:
     os.close(descriptor)
 
 
-def take(iterator, count: int) -> None:
-    for _ in range(count):
+@tf.function
+def take(iterator, count: tf.Tensor) -> None:
+    """Pull batches within a graph, as steps do."""
+    for _ in tf.range(count):
         next(iterator)
 
 
@@ -87,9 +90,9 @@ def measure_reading(source: RecordSource, batch: int, rounds: int) -> dict[str, 
         for _ in range(rounds):
             one, one_cpu = rate(lambda: read_with_cv2(source.root, places), len(places))
             iterator = iter(dataset)
-            take(iterator, 4 * CORES)
+            take(iterator, tf.constant(4 * CORES))
             # What was made ahead before the clock started is as much as is made ahead when it stops.
-            ours, ours_cpu = rate(lambda stream=iterator: take(stream, num_batches), num_batches * batch)
+            ours, ours_cpu = rate(lambda stream=iterator: take(stream, tf.constant(num_batches)), num_batches * batch)
             del iterator
             every, _ = rate(lambda: list(threads.map(read_with_cv2, [source.root] * CORES, shares)), len(places))
             ratios = {"ratio": ours / (CORES * one), "real": ours / every, "cpu": ours_cpu / one_cpu}

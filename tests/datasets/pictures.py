@@ -7,6 +7,8 @@ import zlib
 import cv2
 import numpy as np
 
+from towers.datasets.decoding import decode, read_header
+
 # 16 x 16, left half C 200 M 40 Y 10 K 30, right half C 20 M 150 Y 90 K 100, stored inverted as Adobe does.
 CMYK_JPEG = base64.b85decode(
     "|JeWT01iQ9Z(?NtWB>pF0095n07C!*0RaI40RjO50RjR70s;gB0s;a81q1{G1O^2L1_lKN1_lQS2nGiU2L=WR3kV4c3JMAe1_%ob3knPg3JMDUzyK5o01"
@@ -78,3 +80,8 @@ def broken_pictures():
 
 
 BROKEN = broken_pictures()
+
+
+def decoded(encoded: bytes) -> np.ndarray:
+    """uint8 RGB [H, W, 3] of a picture whose header is sound; BadPicture."""
+    return decode(encoded, read_header(encoded))

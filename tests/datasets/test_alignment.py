@@ -1,9 +1,10 @@
 import cv2
 import numpy as np
 import pytest
+from datasets.pictures import decoded
 
 from towers.datasets.alignment import CROP_LANDMARKS, align, aligned_source, similarity_transforms
-from towers.datasets.decoding import decode, read_header
+from towers.datasets.decoding import read_header
 from towers.errors import BadData
 
 
@@ -55,10 +56,10 @@ def test_a_turned_face_is_set_upright(tmp_path):
     source = aligned_source(tmp_path, ["7.png"], landmarks[None].astype(np.float32))
     (encoded,) = source.read([0])
     assert read_header(encoded)[:2] == (112, 112)
-    assert np.abs(decode(encoded).astype(int) - upright).max() <= 1
+    assert np.abs(decoded(encoded).astype(int) - upright).max() <= 1
     assert (len(source), source.where(0), source.labels.tolist()) == (1, f"{tmp_path}/7.png", [0])
     half = aligned_source(tmp_path, ["7.png"], landmarks[None], image_size=56)
-    assert decode(half.read([0])[0]).shape == (56, 56, 3)
+    assert decoded(half.read([0])[0]).shape == (56, 56, 3)
     np.testing.assert_allclose(half.transforms, source.transforms / 2, atol=1e-4)
 
 

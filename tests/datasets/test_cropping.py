@@ -2,11 +2,11 @@ import cv2
 import numpy as np
 import pytest
 import tensorflow as tf
-from datasets.pictures import BROKEN, face, jpeg, png, with_orientation
+from datasets.pictures import BROKEN, decoded, face, jpeg, png, with_orientation
 
 from towers.datasets import cropping
 from towers.datasets.cropping import RandomResizedCrop
-from towers.datasets.decoding import BadPicture, Quarantine, decode
+from towers.datasets.decoding import BadPicture, Quarantine
 from towers.datasets.folder import PathSource
 from towers.datasets.order import Order
 from towers.datasets.pipeline import train_dataset
@@ -75,9 +75,9 @@ def test_reduced_decoding_shows_the_same_crop(factor, monkeypatch):
     monkeypatch.setattr(cv2, "imdecode", lambda data, flag: flags.append(flag) or original(data, flag))
     encoded = jpeg(picture)
     result = crop.load(encoded, draws)
-    assert flags == [cropping._REDUCED.get(factor, cv2.IMREAD_COLOR_RGB)]
+    assert flags == ([cropping._REDUCED[factor]] if factor > 1 else [])
     top, left, rows, columns = crop.box(size, size, draws)
-    whole = decode(encoded)[top : top + rows, left : left + columns]
+    whole = decoded(encoded)[top : top + rows, left : left + columns]
     expected = cv2.resize(whole, (24, 24), interpolation=cv2.INTER_AREA)
     # Rounding the corner to the reduced grid moves it by half a pixel of that at most.
     assert np.abs(result.astype(int) - expected).mean() < 4
@@ -87,7 +87,7 @@ def test_exif_turns_before_the_crop():
     encoded = with_orientation(jpeg(face(1, 60, 200)), 6)
     for draws in CROP.draws(np.arange(10)):
         top, left, rows, columns = CROP.box(200, 60, draws)
-        crop = decode(encoded)[top : top + rows, left : left + columns]
+        crop = decoded(encoded)[top : top + rows, left : left + columns]
         mode = cv2.INTER_AREA if min(rows, columns) >= 24 else cv2.INTER_LINEAR
         assert np.array_equal(CROP.load(encoded, draws), cv2.resize(crop, (24, 24), interpolation=mode))
 

@@ -1,12 +1,15 @@
+import re
 import threading
 
 import cv2
 import numpy as np
 import pytest
-from datasets.pictures import BROKEN, CMYK_JPEG, face, jpeg, png, png_bomb, with_orientation
+import simplejpeg
+from datasets.pictures import BROKEN, CMYK_JPEG, decoded, face, jpeg, png, png_bomb, with_orientation
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from towers.datasets import decoding
 from towers.datasets.decoding import BadPicture, Header, Quarantine, decode, fit, read_header
 from towers.datasets.folder import PathSource
 from towers.errors import BadData
@@ -23,11 +26,6 @@ ORIENTATIONS = {
 }
 
 
-def decoded(encoded):
-    read_header(encoded)
-    return decode(encoded)
-
-
 @pytest.mark.parametrize("name", BROKEN)
 def test_broken_pictures_are_refused(name):
     with pytest.raises(BadPicture) as error:
@@ -38,6 +36,7 @@ def test_broken_pictures_are_refused(name):
 
 def test_bombs_are_refused_by_their_header(monkeypatch):
     monkeypatch.setattr(cv2, "imdecode", lambda *_: pytest.fail("decoded"))
+    monkeypatch.setattr(simplejpeg, "decode_jpeg", lambda *_, **__: pytest.fail("decoded"))
     assert len(png_bomb()) < 200
     for bomb in (png_bomb(), BROKEN["JPEG bomb"]):
         with pytest.raises(BadPicture, match="30000 x 30000 pixels, more than 16000000"):
@@ -211,3 +210,73 @@ def test_quarantine_may_be_filled_by_many_threads():
     for thread in threads:
         thread.join()
     assert len(quarantine.bad) == 4000
+
+
+SUBSAMPLINGS = [getattr(cv2, f"IMWRITE_JPEG_SAMPLING_FACTOR_{name}") for name in ("411", "420", "422", "440", "444")]
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    height=st.integers(1, 50),
+    width=st.integers(1, 50),
+    quality=st.integers(1, 100),
+    subsampling=st.sampled_from(SUBSAMPLINGS),
+    grey=st.booleans(),
+    damage=st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 255)), max_size=3),
+)
+def test_plain_jpegs_have_the_pixels_of_opencv_also_where_they_are_damaged(
+    height, width, quality, subsampling, grey, damage
+):
+    picture = face(height * 50 + width, height, width)
+    settings = [cv2.IMWRITE_JPEG_QUALITY, quality, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, subsampling]
+    encoded = bytearray(jpeg(picture[..., 0] if grey else picture, *settings))
+    assert read_header(bytes(encoded)) == Header(height, width, is_jpeg=True, is_plain_jpeg=True)
+    for place, value in damage:
+        encoded[place % len(encoded)] = value
+    try:
+        header = read_header(bytes(encoded))
+    except BadPicture:
+        return
+    expected = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR_RGB)
+    if expected is None:
+        with pytest.raises(BadPicture, match="does not decode"):
+            decode(bytes(encoded), header)
+    else:
+        assert np.array_equal(decode(bytes(encoded), header), expected)
+
+
+def test_a_plain_jpeg_of_another_size_than_its_place_is_refused():
+    for side, message in ((20, "does not decode"), (12, "decodes to")):
+        with pytest.raises(BadPicture, match=message):
+            decoding.decode_plain_jpeg(jpeg(face(1, side, side)), np.zeros((16, 16, 3), np.uint8))
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    grey=st.booleans(),
+    damage=st.lists(st.tuples(st.integers(0, 700), st.integers(0, 255)), max_size=2),
+    cut=st.integers(0, 3),
+)
+def test_the_common_header_is_told_as_segment_by_segment(grey, damage, cut):
+    picture = face(7)
+    encoded = bytearray(jpeg(picture[..., 0] if grey else picture))
+    for place, value in damage:
+        encoded[place % len(encoded)] = value
+    encoded = bytes(encoded[: len(encoded) - cut])
+
+    def answer():
+        try:
+            return read_header(encoded)
+        except BadPicture as error:
+            return str(error)
+
+    at_once = answer()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(decoding, "_COMMON_JPEG", re.compile(b"(?!)"))
+        assert answer() == at_once
+
+
+def test_what_libjpeg_writes_is_told_at_once(monkeypatch):
+    monkeypatch.setattr(decoding, "_find_segment", lambda *_: pytest.fail("segment by segment"))
+    for picture in (face(1), face(1)[..., 0]):
+        assert read_header(jpeg(picture)).is_plain_jpeg

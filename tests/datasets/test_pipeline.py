@@ -5,12 +5,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from conftest import run_python
-from datasets.pictures import BROKEN, CMYK_JPEG, face, jpeg, png_bomb, with_orientation
+from datasets.pictures import BROKEN, CMYK_JPEG, decoded, face, jpeg, png_bomb, with_orientation
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from towers.datasets import loading
-from towers.datasets.decoding import Quarantine, decode, fit
+from towers.datasets.decoding import Quarantine, fit
 from towers.datasets.folder import PathSource, Source, read_folder
 from towers.datasets.order import Order
 from towers.datasets.pipeline import evaluation_dataset, train_dataset
@@ -87,7 +87,7 @@ def test_positions_records_labels_and_pixels_belong_together(source):
     assert np.array_equal(whole["position"], np.arange(72))
     assert np.array_equal(whole["record"], Order(22, 3).records(np.arange(72)))
     assert np.array_equal(whole["label"], whole["record"] // 4)
-    expected = np.stack([decode(data) for data in source.read(whole["record"])])
+    expected = np.stack([decoded(data) for data in source.read(whole["record"])])
     assert np.array_equal(whole["image"], expected)
 
 
@@ -186,7 +186,7 @@ def odd_source(tmp_path_factory):
 def test_odd_pictures_have_the_same_pixels_in_any_batch(odd_source):
     quarantine = Quarantine(odd_source)
     alone = pixels(odd_source, np.arange(len(odd_source)), batch=1, quarantine=quarantine)
-    expected = np.stack([fit(decode(data), SIZE) for data in odd_source.read(range(len(odd_source)))])
+    expected = np.stack([fit(decoded(data), SIZE) for data in odd_source.read(range(len(odd_source)))])
     assert np.array_equal(alone, expected)
     for global_batch in (5, 23):
         whole = joined(train(odd_source, 8, global_batch=global_batch, quarantine=quarantine))
@@ -194,9 +194,8 @@ def test_odd_pictures_have_the_same_pixels_in_any_batch(odd_source):
     assert quarantine.bad == {}
 
 
-def test_plain_pictures_never_need_python_to_decode_them(source, monkeypatch):
-    monkeypatch.setattr(loading, "decode", lambda *_: pytest.fail("decoded by OpenCV"))
-    monkeypatch.setattr(loading.Pictures, "load", lambda *_: pytest.fail("decoded one by one"))
+def test_plain_pictures_are_decoded_where_they_lie_in_the_batch(source, monkeypatch):
+    monkeypatch.setattr(loading, "decode", lambda *_: pytest.fail("decoded elsewhere and copied"))
     quarantine = Quarantine(source)
     train(source, 5, quarantine=quarantine)
     quarantine.check(0.0)
@@ -212,7 +211,7 @@ def test_a_damaged_picture_changes_no_other_and_is_the_same_in_any_batch(tmp_pat
     result = pixels(source, np.arange(3), batch=3, quarantine=together)
     assert np.array_equal(result, pixels(source, np.arange(3), batch=1, quarantine=alone))
     assert together.bad.keys() == alone.bad.keys() <= {1}
-    assert np.array_equal(result[[0, 2]], [decode(jpeg(face(5))), decode(jpeg(face(6)))])
+    assert np.array_equal(result[[0, 2]], [decoded(jpeg(face(5))), decoded(jpeg(face(6)))])
 
 
 def test_memory_is_used_again_only_when_nothing_looks_at_it(source):

@@ -79,8 +79,7 @@ class AlignedSource:
     def _read(self, record: int) -> bytes:
         encoded = read_file(self.where(record))
         try:
-            read_header(encoded)
-            picture = decode(encoded)
+            picture = decode(encoded, read_header(encoded))
         except BadPicture as error:
             raise OSError(str(error)) from error
         crop = align(picture, self.transforms[record], self.image_size)

@@ -147,7 +147,7 @@ def _size(source, record: int, encoded: bytes) -> tuple[int, int]:
 
 def _resized(source, record: int, encoded: bytes, image_size: int) -> bytes:
     try:
-        picture = fit(decode(encoded), image_size)
+        picture = fit(decode(encoded, read_header(encoded)), image_size)
     except BadPicture as error:
         raise BadData(f"{source.where(record)}: {error}; repair or remove it") from error
     return cv2.imencode(".jpg", picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1].tobytes()

@@ -60,7 +60,7 @@ class RandomResizedCrop:
             _, _, rows, columns = self.box(header.height, header.width, draws)
             reduction = max(scale for scale in (1, 2, 4, 8) if scale == 1 or min(rows, columns) >= scale * self.size)
         if reduction == 1:
-            picture = decode(encoded)
+            picture = decode(encoded, header)
             top, left, rows, columns = self.box(*picture.shape[:2], draws)
         else:
             picture = _decode_reduced(encoded, reduction)

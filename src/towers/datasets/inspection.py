@@ -183,8 +183,7 @@ def _read_chunk(source) -> tuple[np.ndarray, dict[int, str]]:
     for place in range(len(source)):
         try:
             (encoded,) = source.read([place])
-            read_header(encoded)
-            picture = decode(encoded)
+            picture = decode(encoded, read_header(encoded))
         except BadPicture as error:
             reasons[place] = str(error)
         except OSError as error:

@@ -5,8 +5,9 @@ dataset = train_dataset(source, Order(len(source), seed), first_step=0, global_b
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+import numpy as np
 import tensorflow as tf
 
 from .cropping import RandomResizedCrop
@@ -40,19 +41,14 @@ def train_dataset(
     if global_batch % num_towers:
         raise ValueError(f"global_batch {global_batch} is not a multiple of num_towers {num_towers}")
     batch = global_batch // num_towers
-    local = tf.constant(towers, tf.int64)
 
-    def positions_of(element: tf.Tensor) -> tf.Tensor:
-        step = first_step + element // len(towers)
-        tower = local[element % len(towers)]
-        return step * global_batch + tower * batch + tf.range(batch, dtype=tf.int64)
-
-    def records_of(positions: tf.Tensor) -> tf.Tensor:
-        return tf.numpy_function(order.records, [positions], tf.int64, stateful=False)
+    def positions_of(element: int) -> np.ndarray:
+        step, tower = first_step + element // len(towers), towers[element % len(towers)]
+        return step * global_batch + tower * batch + np.arange(batch)
 
     elements = tf.data.Dataset.counter(dtype=tf.int64)
     pictures = Pictures(source, load_size, quarantine, crop)
-    return _batches(elements, positions_of, records_of, pictures, batch, num_parallel_calls).prefetch(2 * len(towers))
+    return _batches(elements, positions_of, order.records, pictures, batch, len(towers), num_parallel_calls)
 
 
 def evaluation_dataset(
@@ -72,51 +68,49 @@ def evaluation_dataset(
     """
     towers = range(num_towers) if towers is None else towers
     num_records, global_batch = len(source), batch * num_towers
-    local = tf.constant(list(towers), tf.int64)
 
-    def positions_of(element: tf.Tensor) -> tf.Tensor:
-        first = element // len(towers) * global_batch + local[element % len(towers)] * batch
-        return first + tf.range(batch, dtype=tf.int64)
+    def positions_of(element: int) -> np.ndarray:
+        first = element // len(towers) * global_batch + towers[element % len(towers)] * batch
+        return first + np.arange(batch)
 
-    def records_of(positions: tf.Tensor) -> tf.Tensor:
-        return tf.where(positions < num_records, positions, tf.constant(-1, tf.int64))
+    def records_of(positions: np.ndarray) -> np.ndarray:
+        return np.where(positions < num_records, positions, -1)
 
     elements = tf.data.Dataset.range(-(-num_records // global_batch) * len(towers))
     pictures = Pictures(source, load_size, quarantine)
-    return _batches(elements, positions_of, records_of, pictures, batch, num_parallel_calls).prefetch(2 * len(towers))
+    return _batches(elements, positions_of, records_of, pictures, batch, len(towers), num_parallel_calls)
 
 
-def _batches(elements, positions_of, records_of, pictures, batch, num_parallel_calls):
-    """Map element numbers to batches, several at a time, in order: read with Python's lock, then decoded without."""
+def _batches(
+    elements: tf.data.Dataset,
+    positions_of: Callable[[int], np.ndarray],
+    records_of: Callable[[np.ndarray], np.ndarray],
+    pictures: Pictures,
+    batch: int,
+    num_local_towers: int,
+    num_parallel_calls: int | None,
+) -> tf.data.Dataset:
+    """Map element numbers to batches, several at a time, in order."""
     # One a core and one more: while two decode, a third waits for Python's lock or the disk.
-    calls = num_parallel_calls or len(os.sched_getaffinity(0)) + 1
+    threads = num_parallel_calls or len(os.sched_getaffinity(0)) + 1
 
-    def read(element: tf.Tensor) -> dict[str, tf.Tensor]:
-        positions = tf.ensure_shape(positions_of(element), [batch])
-        records = tf.ensure_shape(records_of(positions), [batch])
-        return {"record": records, "position": positions, **pictures.read_in_graph(records, positions)}
+    def load(element: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        positions = positions_of(int(element))
+        records = records_of(positions)
+        return *pictures.load(records, positions), records, positions
 
-    def decoded(batch_read: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        return finished(batch_read, pictures.decode_in_graph(batch_read), batch_read["label"])
-
-    def decoded_with_care(batch_read: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        return finished(batch_read, *pictures.load_in_graph(batch_read["record"], batch_read["position"]))
-
-    def finished(batch_read, image, label):
-        return {"image": image, "label": label, "record": batch_read["record"], "position": batch_read["position"]}
-
-    def batch_of(batch_read: dict[str, tf.Tensor]) -> tf.data.Dataset:
-        # One picture that TensorFlow's decoder refuses fails the whole batch, which is then made once more.
-        one = tf.data.Dataset.from_tensors(batch_read)
-        return one.map(decoded).ignore_errors().concatenate(one.map(decoded_with_care)).take(1)
+    def batch_of(element: tf.Tensor) -> dict[str, tf.Tensor]:
+        # One call for all: on a small machine a call costs as much as three pictures.
+        image, *numbers = tf.numpy_function(load, [element], [tf.uint8, tf.int64, tf.int64, tf.int64], stateful=False)
+        label, record, position = (tf.ensure_shape(each, [batch]) for each in numbers)
+        image = tf.ensure_shape(image, [batch, pictures.size, pictures.size, 3])
+        return {"image": image, "label": label, "record": record, "position": position}
 
     options = tf.data.Options()
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
     options.deterministic = True
     # Threads of its own: TensorFlow's, one a core, also compute the step.
-    options.threading.private_threadpool_size = calls
-    return (
-        elements.map(read, num_parallel_calls=calls, deterministic=True)
-        .interleave(batch_of, cycle_length=calls, block_length=1, num_parallel_calls=calls, deterministic=True)
-        .with_options(options)
-    )
+    options.threading.private_threadpool_size = threads
+    # Two batches a tower lie ready. `prefetch` would keep them too, by one more thread to wake for each.
+    ahead = threads + 2 * num_local_towers
+    return elements.map(batch_of, num_parallel_calls=ahead, deterministic=True).with_options(options)

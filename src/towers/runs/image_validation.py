@@ -149,8 +149,7 @@ def write_files(validation: ImageValidation, folder: Path) -> None:
 
 def _small(source: PathSource, record: int) -> np.ndarray:
     (encoded,) = source.read([record])
-    read_header(encoded)
-    picture = decode(encoded)
+    picture = decode(encoded, read_header(encoded))
     scale = SHEET_SIDE / max(picture.shape[:2])
     if scale >= 1:
         return picture

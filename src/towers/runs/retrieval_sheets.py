@@ -21,8 +21,7 @@ def read_picture(path: str) -> np.ndarray:
         encoded = PathSource([path]).read([0])[0]
     except OSError as error:
         raise BadPicture(f"cannot be read: {error.strerror or error}") from error
-    read_header(encoded)
-    return decode(encoded)
+    return decode(encoded, read_header(encoded))
 
 
 def write_sheet(path: Path, pictures: RetrievalSet, embeddings: np.ndarray, *, rows: int = 8, columns: int = 8) -> None:
