@@ -62,6 +62,24 @@ def test_values_are_gathered_in_order(together):
     assert results == [(0, "[0, 10, 20] ['x', 'x', 'x']\n", "")] * 3
 
 
+def test_threads_gather_their_own_topics(together):
+    body = """
+meet()
+found = {}
+def gather(topic):
+    time.sleep(0.3 * (index == (topic == "a")))
+    found[topic] = [processes.gather(f"{topic}{index}{turn}", topic) for turn in range(2)]
+threads = [threading.Thread(target=gather, args=(topic,)) for topic in ("a", "b")]
+for thread in threads: thread.start()
+plain = processes.gather(index)
+for thread in threads: thread.join()
+print(plain, found["a"], found["b"])
+processes.leave()
+"""
+    expected = "[0, 1] [['a00', 'a10'], ['a01', 'a11']] [['b00', 'b10'], ['b01', 'b11']]\n"
+    assert together(body) == [(0, expected, "")] * 2
+
+
 def test_the_port_is_free_for_tensorflow_after_the_meeting(together):
     body = """
 meet()

@@ -41,7 +41,7 @@ class Processes:
         self._verdict: str | None = None
         self._leaving = False
         self._said_goodbye: set[int] = set()
-        self._answers: queue.Queue = queue.Queue()
+        self._answers = _Queues()
         self._done, self._until, self._signal = -1, None, None
         self._holding, self._asked = False, False
         self._earliest: dict[int, int] = {}
@@ -72,15 +72,19 @@ class Processes:
             threading.Thread(target=self._listen, args=(peer,), daemon=True).start()
         threading.Thread(target=self._beat, daemon=True).start()
 
-    def gather(self, value) -> list:
-        """What each process gives, in their order; all must call it alike. JSON values."""
+    def gather(self, value, topic: str = "") -> list:
+        """What each process gives, in their order; all must call it alike. JSON values.
+
+        Args:
+          topic: threads that call it at the same time each have their own.
+        """
         if self.num == 1:
             return [value]
         if not self.is_chief:
-            self._peers[0].send({"gather": value})
-            return self._answers.get()
-        values = [value, *(peer.given.get() for _, peer in sorted(self._peers.items()))]
-        self._tell({"all": values})
+            self._peers[0].send({"gather": value, "topic": topic})
+            return self._answers.of(topic).get()
+        values = [value, *(peer.given.of(topic).get() for _, peer in sorted(self._peers.items()))]
+        self._tell({"all": values, "topic": topic})
         return values
 
     def check_alike(self, what: str, value, error: type[UserError] = UserError, advice: str = "") -> None:
@@ -247,9 +251,9 @@ class Processes:
 
     def _take(self, index: int, peer: "_Peer", message: dict) -> None:
         if "gather" in message:
-            peer.given.put(message["gather"])
+            peer.given.of(message["topic"]).put(message["gather"])
         elif "all" in message:
-            self._answers.put(message["all"])
+            self._answers.of(message["topic"]).put(message["all"])
         elif "ended" in message:
             self._lose(f"{self._called(index)} ended: {message['ended']}")
         elif "lost" in message:
@@ -308,13 +312,24 @@ class Processes:
             os._exit(PeerLost.exit_code)
 
 
+class _Queues:
+    """Queues by topic, made when first asked for."""
+
+    def __init__(self):
+        self._queues: dict[str, queue.Queue] = {}
+
+    def of(self, topic: str) -> queue.Queue:
+        # One call, so that two threads that ask first get the same one.
+        return self._queues.setdefault(topic, queue.Queue())
+
+
 class _Peer:
     """A connection: lines of JSON in both directions."""
 
     def __init__(self, connection: socket.socket):
         self.connection = connection
         self.lines = connection.makefile("rb")
-        self.given: queue.Queue = queue.Queue()
+        self.given = _Queues()
         self._sending = threading.Lock()
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
