@@ -48,7 +48,7 @@ def main(arguments, processes=ALONE) -> None:
     loss = margins.chosen_loss(**pick(LOSS_OPTIONS))
     sample_rate = margins.chosen_sample_rate(**pick("head sample_rate"))
     head_memory.check_options(**pick("identities card_memory dry_run"))
-    selected_classes.check_processes(arguments.head, processes)
+    selected_classes.check_processes(**pick("head param_servers"), processes=processes)
     source, _, _ = pictures.training_pictures(**pick(pictures.SOURCE_OPTIONS))
     towers = run.set_up(**pick("towers reduction precision deterministic seed"), processes=processes)
     steps = plan.plan_steps(len(source), towers.num_towers, where=str(arguments.data_dir), **pick(plan.STEP_OPTIONS))

@@ -48,6 +48,8 @@ def test_options_that_do_not_fit(faces, tmp_path):
     dry = train(faces, tmp_path / "run", "--dry_run", "--identities", "100000000")
     assert "8 of 100,000,000 classes a step" in dry.stdout
     assert "host memory, 13.60 GB" in dry.stdout
+    dry = train(faces, tmp_path / "run", "--dry_run", "--param_servers", "127.0.0.1:5570")
+    assert "all of them in memory of servers" in dry.stdout
 
 
 @pytest.mark.slow
@@ -106,5 +108,8 @@ def test_servers_train_as_memory_does(faces, tmp_path):
         store = RemoteStore([program.address])
         assert store.version("class_centers") == 3
         np.testing.assert_array_equal(store.pull("class_centers", np.arange(6)), expected)
+        other = train(faces, tmp_path / "other", *options, "--param_servers", program.address, check=False)
+        assert other.returncode == 2
+        assert "class centres of 3 steps, and this run begins with its first" in other.stderr
     finally:
         program.kill()

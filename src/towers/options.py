@@ -382,7 +382,10 @@ def add_selection(parser: Parser) -> None:
         "--adaptive", action="store_true", help="steer the three numbers above by measured recall and probability mass"
     )
     group.add_argument("--center_folder", type=Path, help="keep the centres in mapped files here, not in memory")
-    group.add_argument("--param_servers", help="host:port,... of parameter servers that keep them, in order of shards")
+    group.add_argument(
+        "--param_servers",
+        help="host:port,... of parameter servers that keep them, in order of shards; several processes need them",
+    )
     group.add_argument("--param_token_file", type=Path, help="token that these servers ask for")
 
 

@@ -10,6 +10,7 @@ import time
 
 import numpy as np
 import pytest
+from classcenters.serving import serving
 from conftest import ROOT, free_ports, make_faces, metrics_of, processes_environment, run_python, state_of
 
 COMMON = [
@@ -29,6 +30,10 @@ SCRIPTS = {
         *("--mining_scope", "global", "--mining", "semihard"),
     ],
 }
+SELECTED = [
+    *("train_multi_gpu.py", "--sync_bn", "--head", "selected", "--scale", "16", "--weight_decay", "0.01"),
+    *("--ntrees", "2", "--interval", "2"),
+]
 
 
 @pytest.fixture(scope="session")
@@ -69,7 +74,8 @@ def tf_config(addresses, index):
 
 def command(kind, faces, run_dir, *more):
     pairs = ("--lfw_dir", faces / "lfw", "--lfw_pairs", faces / "pairs.txt")
-    return [*SCRIPTS[kind], *COMMON, "--data_dir", faces / "train", *pairs, "--run_dir", run_dir, *more]
+    script = SELECTED if kind == "selected" else SCRIPTS[kind]
+    return [*script, *COMMON, "--data_dir", faces / "train", *pairs, "--run_dir", run_dir, *more]
 
 
 def assert_all_done(results):
@@ -77,16 +83,16 @@ def assert_all_done(results):
         assert code == 0, errors
 
 
-def assert_same_run(one, other, step):
+def assert_same_run(one, other, step, atol=1e-9):
     losses, others = ([line["loss"] for line in metrics_of(run_dir)] for run_dir in (one, other))
     assert len(losses) >= 5
-    np.testing.assert_allclose(others, losses, rtol=1e-9)
+    np.testing.assert_allclose(others, losses, rtol=atol)
     towers = [[line["tower_losses"] for line in metrics_of(run_dir)] for run_dir in (one, other)]
-    np.testing.assert_allclose(towers[1], towers[0], rtol=1e-9)
+    np.testing.assert_allclose(towers[1], towers[0], rtol=atol)
     before, after = state_of(one, step), state_of(other, step)
     assert before.keys() == after.keys()
     for name, values in before.items():
-        np.testing.assert_allclose(after[name], values, rtol=1e-9, atol=1e-9, err_msg=name)
+        np.testing.assert_allclose(after[name], values, rtol=atol, atol=atol, err_msg=name)
     (validated,), (other_validated,) = metrics_of(one, "validation"), metrics_of(other, "validation")
     assert validated.keys() == other_validated.keys()
     figures = [name for name in validated if name.startswith("lfw_")]
@@ -132,6 +138,119 @@ def test_a_killed_process_ends_the_other_and_the_same_command_goes_on(faces, tmp
     run_python(*command("sharded", faces, unbroken, "--towers", "2", "--max_steps", str(step)))
     for name, values in state_of(unbroken, step).items():
         np.testing.assert_allclose(state_of(run_dir, step)[name], values, rtol=1e-7, atol=1e-9, err_msg=name)
+
+
+# The pushes of the second process come late, so that the chief must wait for them before it saves.
+LATE = """
+import runpy, sys, time
+from towers.classcenters.remote import RemoteStore
+push = RemoteStore.push
+
+def late(self, *given):
+    time.sleep(self.client)
+    return push(self, *given)
+
+RemoteStore.push = late
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+FEW = [
+    *("--batch_size", "4", "--num_selected", "4", "--interval", "3", "--selector", "ivf", "--adaptive"),
+    "--deterministic",
+]
+
+
+def train_selected_in_two(addresses, faces, run_dir, *options):
+    more = ("--param_servers", ",".join(addresses), *options)
+    return Started(["-c", LATE, *command("selected", faces, run_dir, *more)])
+
+
+@pytest.mark.slow
+def test_two_clients_of_the_servers_are_one_process_with_its_own_centres(faces, tmp_path):
+    options = ("--batch_size", "8", "--num_selected", "6", "--max_steps", "6")
+    with serving(clients=2, step_timeout=300) as (addresses, (shard,)):
+        assert_all_done(train_selected_in_two(addresses, faces, tmp_path / "two", *options).end())
+    # Each process has pulled and pushed the rows of its own tower.
+    assert shard.counters["pushed_rows"] == 6 * 6
+    assert shard.counters["rounds"] == 6
+    run_python(*command("selected", faces, tmp_path / "one", *options, "--towers", "2"))
+    assert_same_run(tmp_path / "one", tmp_path / "two", 6)
+    for folder in ("one", "two", "two/workers/1"):
+        for line in metrics_of(tmp_path / folder):
+            assert len(line["tower_selection_wait_seconds"]) == len(line["tower_server_wait_seconds"]) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("query", ["center", "features"])
+def test_few_classes_of_two_shards_in_two_processes(faces, tmp_path, query):
+    """Chosen by an index, of which the settings are steered: both processes train on the same choice."""
+    options = (*FEW, "--query", query, "--max_steps", "8")
+    for name, clients in (("one", 1), ("two", 2)):
+        with serving(clients=clients, shards=2, step_timeout=300) as (addresses, _):
+            if clients == 2:
+                assert_all_done(train_selected_in_two(addresses, faces, tmp_path / name, *options).end())
+            else:
+                servers = ("--param_servers", ",".join(addresses), "--towers", "2")
+                run_python(*command("selected", faces, tmp_path / name, *options, *servers))
+    assert_same_run(tmp_path / "one", tmp_path / "two", 8)
+    assert state_of(tmp_path / "two", 8)["head/settings"][0] != 4
+
+
+@pytest.mark.slow
+def test_few_classes_in_two_processes_resumed(faces, tmp_path):
+    """The chief puts the rows of the checkpoint on the servers, whatever these have done since."""
+    with serving(clients=2, shards=2, step_timeout=300) as (addresses, _):
+        for steps in ("4", "8"):
+            run = train_selected_in_two(addresses, faces, tmp_path / "two", *FEW, "--max_steps", steps)
+            assert_all_done(run.end())
+    with serving(clients=2, step_timeout=300) as (addresses, _):
+        servers = ("--param_servers", ",".join(addresses), "--max_steps", "8")
+        run = train_selected_in_two(addresses, faces, tmp_path / "unbroken", *FEW, *servers)
+        assert_all_done(run.end())
+    assert "going on at step 4" in (tmp_path / "two" / "train.log").read_text()
+    unbroken, resumed = (state_of(tmp_path / name, 8) for name in ("unbroken", "two"))
+    for name, values in unbroken.items():
+        # Skipped steps of a row are rounded where a run ends.
+        np.testing.assert_allclose(resumed[name], values, rtol=1e-5, atol=1e-6, err_msg=name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("who", [0, 1])
+def test_a_killed_client_ends_the_other_and_the_run_goes_on(faces, tmp_path, who):
+    """By the same command, or in one process that keeps the centres itself."""
+    options = ("--batch_size", "8", "--num_selected", "6", "--checkpoint_every_n_steps", "2")
+    run_dir, unbroken = tmp_path / "run", tmp_path / "unbroken"
+    with serving(clients=2, step_timeout=300) as (addresses, (shard,)):
+        long = train_selected_in_two(addresses, faces, run_dir, *options, "--max_steps", "100000")
+        wait_for(lambda: list((run_dir / "checkpoints").glob("step_*4")), long)
+        long.processes[who].kill()
+        killed = time.monotonic()
+        results = long.end()
+        assert time.monotonic() - killed < 60
+        assert [code for code, _, _ in results] == [(-signal.SIGKILL if index == who else 75) for index in range(2)]
+        assert f"worker {who} (localhost:" in results[1 - who][2]
+        assert "Traceback" not in results[1 - who][2]
+        step = max(int(path.name[5:]) for path in (run_dir / "checkpoints").glob("step_*")) + 2
+        if who == 1:
+            again = train_selected_in_two(addresses, faces, run_dir, *options, "--max_steps", str(step))
+            assert_all_done(again.end())
+            assert shard.counters["rounds"] >= step
+        else:
+            run_python(*command("selected", faces, run_dir, *options, "--towers", "2", "--max_steps", str(step)))
+    assert f"going on at step {step - 2}" in (run_dir / "train.log").read_text()
+    run_python(*command("selected", faces, unbroken, *options, "--towers", "2", "--max_steps", str(step)))
+    for name, values in state_of(unbroken, step).items():
+        np.testing.assert_allclose(state_of(run_dir, step)[name], values, rtol=1e-7, atol=1e-9, err_msg=name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("clients", [1, 3])
+def test_servers_that_wait_for_other_processes_are_refused(faces, tmp_path, clients):
+    with serving(clients=clients) as (addresses, _):
+        options = ("--batch_size", "8", "--num_selected", "6", "--max_steps", "2")
+        results = train_selected_in_two(addresses, faces, tmp_path / "run", *options).end()
+    assert {code for code, _, _ in results} <= {2, 75}
+    assert all("--clients" in errors for _, _, errors in results)
 
 
 @pytest.mark.slow
@@ -271,12 +390,13 @@ def test_scripts_for_one_process_say_so_at_once(arguments, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["train_multi_gpu.py", "--head", "selected"], "--head selected trains in one process"),
+        (["train_multi_gpu.py", "--head", "selected"], "python -m towers.classcenters.server --clients 2"),
+        (["train_multi_gpu.py", "--head", "selected", "--center_folder", "c"], "--param_servers 127.0.0.1:5570"),
         (["train_softmax.py", "--towers", "2"], "each of several processes has one tower"),
         (["train_softmax.py", "--reduction", "hierarchical"], "give cpu or nccl"),
     ],
 )
-def test_options_for_one_process_are_refused(faces, options, message):
+def test_what_several_processes_cannot_do_is_refused(faces, options, message):
     script, *more = options
     results = Started([script, *COMMON, "--data_dir", faces / "train", *more]).end()
     codes = {code for code, _, _ in results}

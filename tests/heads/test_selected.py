@@ -5,6 +5,10 @@ import numpy as np
 import pytest
 from conftest import run_python
 
+from towers.classcenters.spec import MatrixSpec
+from towers.classcenters.store import memory_store
+from towers.heads.stored_rows import StoredRows
+
 PROGRAM = Path(__file__).with_name("selected_towers.py")
 
 
@@ -163,3 +167,22 @@ def test_a_step_that_is_not_finite_pushes_nothing(trained):
     found = trained[1, "bad"]
     assert found["version"] == 5
     assert np.isfinite(found["weights"]).all()
+
+
+@pytest.mark.parametrize("is_chief", [True, False])
+def test_the_chief_alone_reads_and_writes_the_rows(is_chief):
+    store, calls = memory_store(), []
+    store.create("head", MatrixSpec(rows=5, columns=2))
+    first = store.pull("head", np.arange(5))
+    rows = StoredRows(
+        store,
+        "head",
+        0,
+        settle=lambda: calls.append("settle"),
+        written=lambda: calls.append("written"),
+        is_chief=is_chief,
+    )
+    assert len(list(rows.chunks())) == is_chief
+    rows.assign(np.ones((5, 2)))
+    np.testing.assert_array_equal(store.pull("head", np.arange(5)), np.ones((5, 2)) if is_chief else first)
+    assert calls == ["settle", "settle", "written"]

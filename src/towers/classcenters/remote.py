@@ -85,7 +85,7 @@ class RemoteStore:
         # Of each shard: name -> the pushes that a restart could lose.
         self._kept: list[dict[str, collections.deque]] = [{} for _ in self.addresses]
         descriptions = self._everywhere(self._describe)
-        self.staleness = descriptions[0].staleness
+        self.staleness, self.clients = descriptions[0].staleness, descriptions[0].clients
         for number, description in enumerate(descriptions):
             if (description.shard, description.shards) != (number, len(self.addresses)):
                 raise UserError(
@@ -93,7 +93,9 @@ class RemoteStore:
                     f"{len(self.addresses)}; give all addresses in the order of the shards"
                 )
             if not 0 <= client < description.clients:
-                raise UserError(f"client {client}: {self.addresses[number]} expects {description.clients} (--clients)")
+                raise UserError(
+                    f"client {client}: {self.addresses[number]} expects {description.clients}; give it more --clients"
+                )
 
     def create(self, name: str, spec: MatrixSpec) -> None:
         """Make a matrix, or join the training of one that is there with the same spec. Raises ValueError otherwise."""

@@ -6,6 +6,8 @@ row is what it would be without the thread. Queried by the centres of the labels
 Python is inside the graph. Queried by the features, as in the paper, each tower asks the host once they are there: the
 first to ask has the classes chosen from the features of all towers, and none waits for another to ask.
 The selected rows are split over the towers like those of `sharded.ShardedHead`, whose softmax this head shares.
+Of several processes the chief chooses for all, so that their choices cannot differ; each is a client of the servers,
+which pulls and pushes the rows of its own towers.
 """
 
 import threading
@@ -28,11 +30,19 @@ from .sharded import Rows, ShardedHead
 from .stored_rows import HostNumbers, IndexedRows, StoredRows
 
 QUERIES = ("center", "features")
+# What the processes tell each other beside the steps, in whichever thread chooses the classes.
+_TOPIC = "class selection"
 
 
 class Choice(NamedTuple):
-    """Classes chosen for a batch: its labels [B], ``classes`` [S], increasing, and when, seconds since 1970."""
+    """Classes chosen for a batch, the same in all processes.
 
+    Attributes:
+      own_labels: of the towers of this process; ``labels``: [B], of all.
+      classes: [S], increasing; ``began``, ``ended``: when they were chosen, seconds since 1970.
+    """
+
+    own_labels: np.ndarray
     labels: np.ndarray
     classes: np.ndarray
     began: float
@@ -45,7 +55,7 @@ class SelectedHead(ShardedHead):
     Use ``around(train_step)`` for the step, and ``follow(batches)`` to search the next batch's classes meanwhile.
 
     Args:
-      store: `classcenters.store.Store`, or `classcenters.remote.RemoteStore`.
+      store: `classcenters.store.Store`, or `classcenters.remote.RemoteStore`, which several processes need.
       name: of the matrix, [C, D]; ``form``: how logits come from features and weights.
       query: ``center``: classes near the centres of the batch's labels, as they are when the batch is looked at;
         ``features``: near the embeddings of the batch, which must come to ``classify`` whole.
@@ -83,6 +93,7 @@ class SelectedHead(ShardedHead):
             raise ValueError(f"query is {query!r}; choose one of {', '.join(QUERIES)}")
         spec = store.spec(name)
         self.towers, self.store, self.name, self.form = towers, store, name, form
+        self.processes = towers.processes
         self.query, self.dtype = query, np.dtype(dtype)
         self.num_classes, self.embedding_size = spec.rows, spec.columns
         self.settings, self._first_settings, self.adaptive, self.wait = settings, settings, adaptive, wait
@@ -136,8 +147,9 @@ class SelectedHead(ShardedHead):
             found["head/settings"] = HostNumbers(3, lambda: self.settings, self._take_settings)
         following = self._following
         if self.wait and following is not None:
-            found["head/indexed"] = IndexedRows(following, self.num_classes, self.embedding_size)
-            found["head/indexed_at"] = HostNumbers(2, lambda: (following.last, self._breadth), self._take_index)
+            shape = self.num_classes, self.embedding_size
+            found["head/indexed"] = IndexedRows(following, *shape, is_chief=self.processes.is_chief)
+            found["head/indexed_at"] = HostNumbers(2, lambda: (following.last or 0, self._breadth), self._take_index)
         return found
 
     def prepare(self, labels: tf.Tensor, step: tf.Tensor) -> Rows:
@@ -146,7 +158,7 @@ class SelectedHead(ShardedHead):
         With ``query="features"`` zeros stand for them, which `classify` adds to the rows that it finds: so the step has
         the rows' gradient, though it does not know them before the features.
         """
-        tower = tower_index()
+        tower = self._own_tower()
         if self.query == "features":
             return Rows(self._zeros[tower].read_value())
         weights, classes = self._queues.take(tower)
@@ -154,12 +166,12 @@ class SelectedHead(ShardedHead):
 
     def apply(self, rows: Rows, gradient: tf.Tensor, learning_rate: tf.Tensor, keep: tf.Tensor) -> None:
         """Inside ``Towers.run``: leave the gradient where the host fetches it after the step."""
-        tower = tower_index()
+        tower = self._own_tower()
         self._gradients[tower].assign(gradient)
         self._kept[tower].assign(keep)
 
     def around(self, train_step: Callable) -> Callable:
-        """The step with the pull of its rows and the push of their gradients beside it.
+        """The step with the pull of its rows and the push of their gradients beside it; all processes call it alike.
 
         Its results also have ``selection_wait_seconds`` and ``server_wait_seconds`` [R], how long each tower had its
         features and waited for the choice of classes, and for the store. With ``wait`` and ``query="center"`` the time
@@ -178,16 +190,27 @@ class SelectedHead(ShardedHead):
                 per_tower, shared = train_step(batch, step, learning_rate)
             except tf.errors.OpError:
                 # The graph only knows that nothing came, or the text of what a Python function raised.
-                self.settle()
+                self._raise_failure()
                 raise
-            selection, store = self._waits(began)
+            waits = self.processes.gather([one.tolist() for one in self._waits(began)])
+            selection, store = np.concatenate(waits, axis=1)
             self._beside(self._push, self._parts, float(learning_rate))
             return per_tower | {"selection_wait_seconds": selection, "server_wait_seconds": store}, shared
 
         return selected_step
 
     def follow(self, batches: Iterator, first_step: int = 0) -> Iterator:
-        """The batches, each given out with the next one's labels known, so that its classes are searched meanwhile."""
+        """The batches, each given out with the next one's labels known, so that its classes are searched meanwhile.
+
+        Raises:
+          UserError: the store has made steps, and ``first_step`` is the first one.
+        """
+        version = self.store.version(self.name)
+        if version and not first_step:
+            raise UserError(
+                f"--param_servers hold class centres of {version} steps, and this run begins with its first; start the "
+                "servers anew, with another --directory, or resume the run that they belong to"
+            )
         batches = iter(batches)
         batch = next(batches, None)
         while batch is not None:
@@ -198,11 +221,10 @@ class SelectedHead(ShardedHead):
             batch = after
 
     def settle(self) -> None:
-        """Wait until all gradients are pushed. Raises whatever the thread has failed with."""
+        """Wait until all gradients of this process are pushed. Raises whatever the thread has failed with."""
         if self._last is not None:
             self._last.result()
-        if self._failure is not None:
-            raise self._failure
+        self._raise_failure()
 
     def export(self) -> np.ndarray:
         """The class weights [C, D] in one array."""
@@ -213,7 +235,32 @@ class SelectedHead(ShardedHead):
         self._stored_rows(0).assign(weights)
 
     def _stored_rows(self, which):
-        return StoredRows(self.store, self.name, which, settle=self.settle)
+        return StoredRows(
+            self.store,
+            self.name,
+            which,
+            settle=self._settle_everywhere,
+            written=self._take_over,
+            is_chief=self.processes.is_chief,
+        )
+
+    def _settle_everywhere(self):
+        self.settle()
+        self.processes.gather(None)
+
+    def _take_over(self):
+        """After the chief has written rows: the other clients count their steps as the servers do now."""
+        self.processes.gather(None)
+        if not self.processes.is_chief:
+            self.store.rejoin()
+
+    def _raise_failure(self):
+        if self._failure is not None:
+            raise self._failure
+
+    def _own_tower(self):
+        """Number of the tower that is being traced, among those of this process."""
+        return tower_index() - self.towers.local_towers[0]
 
     def _columns(self, labels, rows):
         places = tf.searchsorted(rows.places, labels, out_type=tf.int64)
@@ -222,7 +269,7 @@ class SelectedHead(ShardedHead):
         return tf.where(here, places, tf.constant(-1, tf.int64))
 
     def _rows_for(self, rows, features, labels):
-        tower = tower_index()
+        tower = self._own_tower()
         if self.query == "center":
             self._queues.note_need(tower, features)
             return rows
@@ -238,14 +285,19 @@ class SelectedHead(ShardedHead):
     def _labels_of(self, batch):
         return np.concatenate([part.numpy() for part in self.towers.local_values(batch["label"])])
 
+    def _of_all(self, own_labels):
+        return np.concatenate(self.processes.gather(own_labels.tolist(), _TOPIC)).astype(np.int64)
+
     def _centres(self, labels):
         return self.store.pull(self.name, np.unique(labels), self.store.version(self.name))
 
     def _num_selected(self):
         return max(self.settings.num_selected, self.towers.num_towers)
 
-    def _split(self, array):
-        return np.array_split(array, self.towers.num_towers)
+    def _own_parts(self, array):
+        """Of an array over all towers: the part of each tower of this process."""
+        parts = np.array_split(array, self.towers.num_towers)
+        return [parts[tower] for tower in self.towers.local_towers]
 
     def _beside(self, function, *arguments):
         """Have the thread call ``function`` after all that it was given before."""
@@ -259,29 +311,36 @@ class SelectedHead(ShardedHead):
                 self._failure = error
                 self._queues.close()
 
-    def _send(self, labels, step):
+    def _send(self, own_labels, step):
         choice, self._ahead, began = self._ahead, None, time.time()
+        if choice is not None and not np.array_equal(choice.own_labels, own_labels):
+            choice = None
+        labels = self._of_all(own_labels) if choice is None else choice.labels
         self._follow_centres(step, lambda: self._centres(labels), labels)
-        if choice is None or not np.array_equal(choice.labels, labels):
-            choice = self._choose(labels, self._centres(labels), step, self._num_selected())._replace(began=began)
+        if choice is None:
+            choice = self._choose(own_labels, labels, lambda: self._centres(labels), step, self._num_selected())
+            choice = choice._replace(began=began)
         self._queues.put(self._pulled(choice))
 
-    def _look_ahead(self, labels, step):
-        self._ahead = self._choose(labels, self._centres(labels), step, self._num_selected())
+    def _look_ahead(self, own_labels, step):
+        labels = self._of_all(own_labels)
+        self._ahead = self._choose(own_labels, labels, lambda: self._centres(labels), step, self._num_selected())
 
     def _push(self, parts, learning_rate):
         if self._kept[0].numpy():
-            gradient = np.concatenate([part.numpy() for part in self._gradients])
+            # The servers take the mean over the processes, whose rows are different ones: their sum is the gradient.
+            gradient = np.concatenate([part.numpy() for part in self._gradients]) * self.processes.num
             self.store.push(self.name, np.concatenate(parts), gradient, learning_rate)
 
-    def _expect(self, labels, step):
+    def _expect(self, own_labels, step):
         """Before a step that is queried by its features: as many zeros as it will have rows."""
-        # Kept for the whole step: a rebuild that ends within it may change the settings.
-        self._num_rows = min(self.num_classes, max(self._num_selected(), len(np.unique(labels))))
+        # Kept for the whole step: a rebuild that ends within it may change the settings. Only the chief's are steered.
+        num_selected = self.processes.gather(self._num_selected(), _TOPIC)[0]
+        self._num_rows = min(self.num_classes, max(num_selected, len(np.unique(self._of_all(own_labels)))))
         self._step, self._answer = step, None
         if self._num_rows != self._num_zeros:
             self._num_zeros = self._num_rows
-            for zeros, part in zip(self._zeros, self._split(np.zeros(self._num_zeros)), strict=True):
+            for zeros, part in zip(self._zeros, self._own_parts(np.zeros(self._num_zeros)), strict=True):
                 zeros.assign(np.zeros((len(part), self.embedding_size), self.dtype))
 
     def _ask(self, tower, features, labels):
@@ -292,7 +351,8 @@ class SelectedHead(ShardedHead):
             if self._answer is None:
                 try:
                     self._follow_centres(self._step, lambda: features, labels)
-                    self._answer = self._pulled(self._choose(labels, features, self._step, self._num_rows))
+                    choice = self._choose(labels, labels, lambda: features, self._step, self._num_rows)
+                    self._answer = self._pulled(choice)
                 except Exception as error:
                     self._failure = error
                     raise
@@ -300,8 +360,8 @@ class SelectedHead(ShardedHead):
         return self._answer[tower]
 
     def _follow_centres(self, step, queries, labels):
-        """Begin a rebuild of the index if it is time; ``queries`` are made then only."""
-        if self._following is not None:
+        """Begin a rebuild of the chief's index if it is time; ``queries`` are made then only."""
+        if self._following is not None and self.processes.is_chief:
             if self._following.points is not None and self.selector.index is None:
                 self._following.build_again()
             self._following.interval = self.settings.interval
@@ -309,16 +369,19 @@ class SelectedHead(ShardedHead):
                 self._breadth = self.settings.breadth
                 self._following.at_step(step, queries(), labels, self.settings.num_selected)
 
-    def _choose(self, labels, queries, step, num_selected):
-        began = time.time()
-        classes, _ = self.selector.select(queries, labels, num_selected, step=step)
-        return Choice(labels, np.sort(classes), began, time.time())
+    def _choose(self, own_labels, labels, queries, step, num_selected):
+        """The chief's choice, in all processes; ``queries`` are made by the chief only."""
+        began, classes = time.time(), None
+        if self.processes.is_chief:
+            classes = np.sort(self.selector.select(queries(), labels, num_selected, step=step)[0]).tolist()
+        classes = np.array(self.processes.gather(classes, _TOPIC)[0], np.int64)
+        return Choice(own_labels, labels, classes, began, time.time())
 
     def _pulled(self, choice):
-        """Of each tower: its part of the rows of the classes, and these."""
-        parts = self._split(choice.classes)
-        values = self.store.pull(self.name, choice.classes, self.store.version(self.name))
-        values = self._split(values.astype(self.dtype, copy=False))
+        """Of each tower of this process: its part of the rows of the classes, and these."""
+        parts = self._own_parts(choice.classes)
+        values = self.store.pull(self.name, np.concatenate(parts), self.store.version(self.name))
+        values = np.split(values.astype(self.dtype, copy=False), np.cumsum([len(part) for part in parts])[:-1])
         # Before the rows are out, or the step could be over first.
         self._parts, self._choice, self._given = parts, choice, [time.time()] * len(parts)
         return list(zip(values, parts, strict=True))

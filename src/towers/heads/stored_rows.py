@@ -13,19 +13,34 @@ _PIECE = 16_384
 class StoredRows:
     """The weights (0) or the slot (1) of a matrix as one array [C, D].
 
+    Of several processes, all of which must call alike, the chief alone reads and writes the store.
+
     Args:
       settle: called before rows are read or written; waits until no push is on its way.
+      written: called after rows were written.
     """
 
-    def __init__(self, store, name: str, which: int, *, settle: Callable[[], None]):
-        self.store, self.name, self.which, self.settle = store, name, which, settle
+    def __init__(
+        self,
+        store,
+        name: str,
+        which: int,
+        *,
+        settle: Callable[[], None],
+        written: Callable[[], None],
+        is_chief: bool,
+    ):
+        self.store, self.name, self.which = store, name, which
+        self.settle, self.written, self.is_chief = settle, written, is_chief
         spec = store.spec(name)
         self.shape, self.dtype = (spec.rows, spec.columns), np.dtype(np.float32)
         self.nbytes = spec.rows * spec.columns * 4
 
     def chunks(self) -> Iterator[tuple[int, np.ndarray]]:
-        """(first row, rows) of each piece in turn."""
+        """(first row, rows) of each piece in turn; none where this is not the chief."""
         self.settle()
+        if not self.is_chief:
+            return
         for first in range(0, self.shape[0], _PIECE):
             yield first, self.store.state(self.name, first, min(first + _PIECE, self.shape[0]))[self.which]
 
@@ -37,29 +52,33 @@ class StoredRows:
                 "train with the same classes and embedding size, or start from the network alone"
             )
         self.settle()
-        for first in range(0, self.shape[0], _PIECE):
-            last = min(first + _PIECE, self.shape[0])
-            both = list(self.store.state(self.name, first, last))
-            both[self.which] = np.asarray(array[first:last], np.float32)
-            self.store.assign(self.name, first, *both)
-        self.store.set_version(self.name, self.store.version(self.name))
+        if self.is_chief:
+            for first in range(0, self.shape[0], _PIECE):
+                last = min(first + _PIECE, self.shape[0])
+                both = list(self.store.state(self.name, first, last))
+                both[self.which] = np.asarray(array[first:last], np.float32)
+                self.store.assign(self.name, first, *both)
+            self.store.set_version(self.name, self.store.version(self.name))
+        self.written()
 
 
 class IndexedRows:
-    """The snapshot of class centres [C, D] that an index was built from."""
+    """The snapshot of class centres [C, D] that an index was built from; the chief alone has one."""
 
-    def __init__(self, following: Following, num_classes: int, columns: int):
-        self.following = following
+    def __init__(self, following: Following, num_classes: int, columns: int, *, is_chief: bool):
+        self.following, self.is_chief = following, is_chief
         self.shape, self.dtype = (num_classes, columns), np.dtype(np.float32)
         self.nbytes = num_classes * columns * 4
 
     def chunks(self) -> Iterator[tuple[int, np.ndarray]]:
-        """(first row, rows) of each piece in turn."""
-        for first in range(0, self.shape[0], _PIECE):
+        """(first row, rows) of each piece in turn; none where this is not the chief."""
+        for first in range(0, self.shape[0] if self.is_chief else 0, _PIECE):
             yield first, self.following.points[first : first + _PIECE]
 
     def assign(self, array) -> None:
         """Take over anything that gives rows [C, D] by ``array[first:last]``."""
+        if not self.is_chief:
+            return
         self.following.points = np.empty(self.shape, np.float32)
         for first in range(0, self.shape[0], _PIECE):
             self.following.points[first : first + _PIECE] = array[first : first + _PIECE]

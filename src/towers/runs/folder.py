@@ -53,6 +53,9 @@ MAY_DIFFER = frozenset(
         "identities",
         "val_sets",
         "max_bad_fraction",
+        "center_folder",
+        "param_servers",
+        "param_token_file",
     }
 )
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from ..classcenters import indexes
 from ..classcenters.remote import RemoteStore
 from ..classcenters.selection import Settings
-from ..classcenters.spec import MatrixSpec
+from ..classcenters.spec import MatrixSpec, StepMismatch
 from ..classcenters.store import Store, mapped_store, memory_store
 from ..distribution import Towers
 from ..errors import UserError
@@ -22,12 +22,13 @@ RULES = {"MOM": "momentum", "SGD": "sgd", "ADAGRAD": "adagrad"}
 MATRIX = "class_centers"
 
 
-def check_processes(head: str, processes: Processes) -> None:
-    """Raise UserError for the selected head on several processes: each would choose among centres of its own."""
-    if head == "selected" and processes.num > 1:
+def check_processes(head: str, param_servers: str | None, processes: Processes) -> None:
+    """Raise UserError for the selected head on several processes without a server: each would have its own centres."""
+    if head == "selected" and processes.num > 1 and not param_servers:
         raise UserError(
-            f"--head selected trains in one process, and there are {processes.num}; give --head sharded or sampled, "
-            "or start one process"
+            f"--head selected: {processes.num} processes cannot share centres that one of them keeps in memory or in "
+            f"mapped files; start `python -m towers.classcenters.server --clients {processes.num}` and give "
+            "--param_servers 127.0.0.1:5570"
         )
 
 
@@ -59,7 +60,7 @@ def make_head(
 
     Raises:
       UserError: an update rule that the store has not, fewer selected classes than a batch may hold, a package that is
-        not installed, servers that hold another matrix.
+        not installed, servers that hold another matrix or wait for another number of processes.
     """
     if optimizer not in RULES:
         raise UserError(
@@ -79,7 +80,7 @@ def make_head(
         raise UserError("--interval, --num_trees and --probes must be 1 or more")
     if param_servers and center_folder:
         raise UserError("--center_folder keeps the centres here, --param_servers elsewhere; give one of them")
-    store = _store(center_folder, param_servers, param_token_file, eager=deterministic)
+    store = _store(center_folder, param_servers, param_token_file, towers.processes, eager=deterministic)
     spec = MatrixSpec(
         rows=num_classes, columns=embedding_size, seed=seed, scale=0.1, rule=RULES[optimizer], weight_decay=weight_decay
     )
@@ -87,6 +88,11 @@ def make_head(
         store.create(MATRIX, spec)
     except ValueError as error:
         raise UserError(f"--param_servers {param_servers}: {error}; start servers anew for another run") from error
+    except StepMismatch as error:
+        raise UserError(
+            f"--param_servers {param_servers}: {error}; or start the servers anew, with another --directory: "
+            "the run's checkpoint holds all rows"
+        ) from error
     return SelectedHead(
         towers,
         store,
@@ -104,11 +110,18 @@ def make_head(
 
 
 def describe(
-    num_classes: int, *, embedding_size: int, optimizer: str, num_selected: int, center_folder: Path | None, **others
+    num_classes: int,
+    *,
+    embedding_size: int,
+    optimizer: str,
+    num_selected: int,
+    center_folder: Path | None,
+    param_servers: str | None,
+    **others,
 ) -> list[str]:
     """Lines of --dry_run."""
     spec = MatrixSpec(rows=num_classes, columns=embedding_size, rule=RULES.get(optimizer, "momentum"))
-    place = "mapped files" if center_folder else "host memory"
+    place = "mapped files" if center_folder else "memory of servers" if param_servers else "host memory"
     rows = min(num_selected, num_classes) * embedding_size * 4
     return [
         f"head: {min(num_selected, num_classes):,} of {num_classes:,} classes a step, {rows / 1e6:.1f} MB of rows; "
@@ -116,10 +129,16 @@ def describe(
     ]
 
 
-def _store(center_folder, param_servers, param_token_file, eager) -> Store | RemoteStore:
+def _store(center_folder, param_servers, param_token_file, processes, eager) -> Store | RemoteStore:
     if param_servers:
         token = param_token_file.read_text().strip() if param_token_file else None
-        return RemoteStore(param_servers.split(","), token=token)
+        store = RemoteStore(param_servers.split(","), client=processes.index, token=token)
+        if store.clients != processes.num:
+            raise UserError(
+                f"--param_servers {param_servers}: a step waits there for {store.clients} process(es), and this run "
+                f"has {processes.num}; start the servers with --clients {processes.num}"
+            )
+        return store
     return mapped_store(center_folder, eager=eager) if center_folder else memory_store(eager=eager)
 
 
