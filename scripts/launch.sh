@@ -8,7 +8,10 @@
 #   LFW_DIR, LFW_PAIRS   pictures and pairs to validate on; default: DATA/test and DATA/pairs.txt, where DATA has a train/
 #   PICTURES             what the recipe takes: people (default), or classes: then LFW_DIR and LFW_PAIRS are not used, DATA/test
 #                        or DATA/val is what --val_dir gets, and the default data are the drawn stand-in of mini-ImageNet
-#   TOWERS               number of towers; default: all GPUs, or 2 CPU towers where there is none
+#   TOWERS               number of towers of a process; default: all its GPUs, or 2 CPU towers where there is none (one in each of
+#                        several processes)
+#   WORKERS, HOSTS       processes on each machine (default: 1), and the machines, separated by spaces (default: this one), for
+#                        scripts/launch.py, which starts more than one process
 #   OUT                  the run's folder, resumed if it holds a run; default: a new one under runs/
 set -euo pipefail
 
@@ -59,12 +62,22 @@ if [ -n "$lfw_pairs" ]; then options+=(--lfw_pairs "$lfw_pairs"); fi
 if [ -n "$val_dir" ]; then options+=(--val_dir "$val_dir"); fi
 if [ -n "$out" ]; then options+=(--run_dir "$out"); fi
 
+read -r -a hosts <<< "${HOSTS:-}"
+workers=${WORKERS:-1}
+several=$(( ${#hosts[@]} > 0 || workers > 1 ))
 read -r kind _ < .venv/towers-setup
 if [ -n "${TOWERS:-}" ]; then
   options+=(--towers "$TOWERS")
 elif [ "$kind" != gpu ] || ! timeout 30 nvidia-smi -L >/dev/null 2>&1; then
-  options+=(--towers 2)
+  options+=(--towers "$(( several ? 1 : 2 ))")
+fi
+
+program=("$script")
+if [ "$several" = 1 ]; then
+  program=(scripts/launch.py --workers "$workers")
+  if [ "${#hosts[@]}" -gt 0 ]; then program+=(--hosts "${hosts[@]}"); fi
+  program+=(-- "$script")
 fi
 
 # exec, so that SIGTERM and Ctrl-C reach Python, which writes a checkpoint and leaves.
-exec "$python" "$script" "${options[@]}" "$@"
+exec "$python" "${program[@]}" "${options[@]}" "$@"

@@ -68,6 +68,8 @@ def start(project, command, *arguments, cwd=None, **environment):
             "DATA",
             "PICTURES",
             "TOWERS",
+            "WORKERS",
+            "HOSTS",
             "OUT",
             "LFW_DIR",
             "LFW_PAIRS",
@@ -434,6 +436,21 @@ def test_hf_launchers_start_the_selected_head(project, tmp_path):
     assert "--param_servers" not in selected
     assert option(distributed, "--param_servers") == "a:1,b:2"
     assert option(baseline, "--head") == "sharded"
+
+
+def test_several_processes_are_left_to_the_launcher(project, tmp_path):
+    faces = face_folder(tmp_path / "faces", split=True)
+    for environment in ({"WORKERS": "2"}, {"HOSTS": "gpu1 gpu2", "TOWERS": "8"}, {"WORKERS": "1"}):
+        start(project, "scripts/train_hf_distributed.sh", "--seed", "3", DATA=str(faces), **environment)
+    here, there, alone = calls(project)
+    assert here[:5] == ["scripts/launch.py", "--workers", "2", "--", "train_multi_gpu.py"]
+    assert option(here, "--towers") == "1"
+    assert option(here, "--param_servers") == "127.0.0.1:5570"
+    assert here[-2:] == ["--seed", "3"]
+    assert there[:6] == ["scripts/launch.py", "--workers", "1", "--hosts", "gpu1", "gpu2"]
+    assert there[6:8] == ["--", "train_multi_gpu.py"]
+    assert option(there, "--towers") == "8"
+    assert (alone[0], option(alone, "--towers")) == ("train_multi_gpu.py", "2")
 
 
 def test_hf_evaluation_goes_over_the_packs_that_are_there(project, tmp_path):
