@@ -43,10 +43,22 @@ def train(grains, run_dir, *options, check=True):
 @pytest.fixture(scope="session")
 def trained(grains, tmp_path_factory):
     run_dir = tmp_path_factory.mktemp("multigrain") / "run"
+    rotations = grains.parent / "rotations.yaml"
+    rotations.write_text('{\n"100001.jpg": 90,\n"100100.jpg": 180,\n}')
     result = train(
         *(grains, run_dir, "--towers", "2", "--max_steps", "4", "--audit_data", "--autoaugment", "--lighting", "0.1"),
         *("--val_dir", grains / "val", "--holidays_dir", grains / "holidays", "--copydays_dir", grains / "copydays"),
-        *("--distractors", grains / "val", "--learn_gem_p", "--class_num", "5", "--label_smoothing", "0.1"),
+        *(
+            "--holidays_rotations",
+            rotations,
+            "--distractors",
+            grains / "val",
+            "--learn_gem_p",
+            "--class_num",
+            "5",
+            "--label_smoothing",
+            "0.1",
+        ),
     )
     return run_dir, result.stdout
 
@@ -144,8 +156,11 @@ def test_mistakes_of_training(grains):
 
 def test_distractors_need_copies(grains):
     nowhere = {"val_dir": None, "holidays_dir": None, "copydays_dir": None, "image_size": 32, "load_size": 32}
+    nothing = {"distractors": None, "holidays_rotations": None}
     with pytest.raises(UserError, match="--copydays_dir"):
-        multigrain.validators(None, None, None, [], distractors=grains / "val", **nowhere)
+        multigrain.validators(None, None, None, [], **nowhere, **nothing | {"distractors": grains / "val"})
+    with pytest.raises(UserError, match="--holidays_dir"):
+        multigrain.validators(None, None, None, [], **nowhere, **nothing | {"holidays_rotations": grains / "list"})
 
 
 def evaluate(run_dir, *options, check=True):
@@ -165,6 +180,17 @@ def test_evaluation_repeats_the_validation(trained, grains, tmp_path):
     assert "9 pictures in the gallery" in result.stdout
     # 3 queries of 9 pictures at 128 x 142.
     assert cv2.imread(str(tmp_path / "sheet.jpg")).shape == (3 * 142, 8 * 128, 3)
+
+
+@pytest.mark.slow
+def test_holidays_are_turned_as_in_the_validation(trained, grains, tmp_path):
+    run_dir, _ = trained
+    options = ["--protocol", "holidays", "--data_dir", grains / "holidays", "--json", tmp_path / "figures.json"]
+    result = evaluate(run_dir, *options, "--holidays_rotations", grains.parent / "rotations.yaml")
+    (measured,) = metrics_of(run_dir, "validation")
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert figures == {"holidays_map": pytest.approx(measured["holidays_map"], abs=1e-6)}
+    assert "2 of 6 pictures are turned upright" in result.stdout
 
 
 @pytest.mark.slow
@@ -235,6 +261,8 @@ def test_mistakes_of_evaluation(trained, grains):
     assert "100000.jpg" in str(refused(script, *model, "--protocol", "holidays"))
     stray = refused(script, *model, "--protocol", "folder", "--distractors", grains / "val")
     assert "only copydays" in str(stray)
+    stray = refused(script, *model, "--protocol", "ukbench", "--holidays_rotations", grains / "list")
+    assert "only holidays" in str(stray)
 
 
 def test_the_standin_is_the_same_for_the_same_seed(grains, tmp_path):

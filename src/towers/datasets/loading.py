@@ -113,7 +113,7 @@ class Pictures:
         wanted = [record for record in records if record >= 0]
         try:
             encoded = iter(self.source.read(wanted))
-        except OSError:
+        except (OSError, BadPicture):
             return [None] * len(records)
         return [next(encoded) if record >= 0 else None for record in records]
 

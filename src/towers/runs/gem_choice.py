@@ -89,7 +89,7 @@ def compare_powers(
     versions, centres = [[] for _ in powers], [[] for _ in powers]
     for number, record in enumerate(records):
         try:
-            picture = fit(read_picture(source.where(int(record))), load_size)
+            picture = fit(read_picture(source, int(record)), load_size)
         except BadPicture as error:
             raise BadData(f"{source.where(int(record))}: {error}; replace or remove this picture") from error
         positions = tf.range(number * VERSIONS, (number + 1) * VERSIONS, dtype=tf.int64)
