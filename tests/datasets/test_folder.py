@@ -2,9 +2,8 @@ import os
 
 import numpy as np
 import pytest
-from datasets.pictures import face, jpeg, with_orientation
+from datasets.pictures import decoded, face, jpeg, with_orientation
 
-from towers.datasets.decoding import decode
 from towers.datasets.folder import PathSource, TurnedSource, read_folder
 from towers.errors import BadData
 
@@ -132,8 +131,8 @@ def test_a_turned_source_turns_each_record_by_its_own_degrees(tmp_path):
     for name in ("a.jpg", "b.jpg"):
         (tmp_path / name).write_bytes(with_orientation(stored, 3))
     source = TurnedSource([tmp_path / "a.jpg", tmp_path / "b.jpg"], [0, 90])
-    upright, sideways = (decode(encoded) for encoded in source.read([0, 1]))
-    assert np.array_equal(upright, decode(stored))
+    upright, sideways = (decoded(encoded) for encoded in source.read([0, 1]))
+    assert np.array_equal(upright, decoded(stored))
     assert np.array_equal(sideways, np.rot90(upright, -1))
 
 

@@ -1,10 +1,10 @@
 import cv2
 import numpy as np
 import pytest
-from datasets.pictures import face, jpeg, with_orientation
+from datasets.pictures import decoded, face, jpeg, with_orientation
 
 from towers import networks
-from towers.datasets.decoding import Quarantine, decode
+from towers.datasets.decoding import Quarantine
 from towers.datasets.pipeline import evaluation_dataset
 from towers.errors import BadData, UserError
 from towers.runs.retrieval import embed_whole, measure, read_set
@@ -23,7 +23,7 @@ def lying_and_upright(tmp_path_factory):
         stored = jpeg(face(number, 40, 56))
         # The orientation in the file is that of another program and does not count.
         (root / "lying" / name).write_bytes(with_orientation(stored, 8) if number == 1 else stored)
-        picture = np.rot90(decode(stored), -degrees // 90)
+        picture = np.rot90(decoded(stored), -degrees // 90)
         cv2.imwrite(str(root / "upright" / name.replace("jpg", "png")), picture[..., ::-1])
     lines = [f'"{name}": {degrees},' for name, degrees in TURNS.items() if degrees]
     (root / "list.yaml").write_text("\n".join(["{", *lines, "}"]))
