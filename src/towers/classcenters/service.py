@@ -4,6 +4,7 @@ import functools
 import hmac
 import itertools
 from collections.abc import Callable, Iterator
+from concurrent import futures
 
 import grpc
 import numpy as np
@@ -16,6 +17,7 @@ from .spec import StepMismatch
 from .wire import (
     MAX_MESSAGE_BYTES,
     SERVICE,
+    block_rows,
     block_slices,
     decoded_block,
     decoded_part,
@@ -37,6 +39,8 @@ _CODES = (
     ((UserError, OSError, MemoryError), grpc.StatusCode.RESOURCE_EXHAUSTED),
 )
 
+_READERS = 4
+
 
 class Service:
     """The calls.
@@ -48,6 +52,8 @@ class Service:
     def __init__(self, shard: Shard, *, max_request_bytes: int = 1 << 28):
         self.shard = shard
         self.max_request_bytes = max_request_bytes
+        # Rows are read while others are sent.
+        self._pool = futures.ThreadPoolExecutor(_READERS, thread_name_prefix="reading")
         self.failures = dict.fromkeys((code.name for _, code in _CODES), 0)
 
     def describe(self, request: messages.DescribeRequest) -> messages.Description:
@@ -71,8 +77,8 @@ class Service:
         columns = self.shard.matrix(request.matrix).spec.columns
         self._check_size(len(rows), columns)
         version = request.version if request.HasField("version") else None
-        values, version = self.shard.pull(request.matrix, rows, version, request.generation)
-        return encoded_blocks(rows, (values[piece] for piece in block_slices(len(rows), columns)), version)
+        reading = self.shard.pull(request.matrix, rows, version, request.generation)
+        return _ahead(encoded_blocks(rows, _taken(reading, len(rows), columns), reading.version), self._pool)
 
     def push(self, parts: Iterator[tuple[messages.PushHeader | None, memoryview | None]]) -> messages.PushReply:
         header, _ = next(parts, (None, None))
@@ -217,6 +223,21 @@ def _call(service, function, parse, many_in, many_out, request, context):
                     context.set_trailing_metadata((("towers-mismatch", kind), ("towers-version", str(error.version))))
                 context.abort(code, details)
         raise
+
+
+def _taken(reading, count, columns):
+    """Values of ``count`` rows, a block at a time; each is valid until the next."""
+    values = np.empty((min(count, block_rows(columns)), columns), np.float32)
+    for piece in block_slices(count, columns):
+        yield reading.take(values[: piece.stop - piece.start])
+
+
+def _ahead(replies, pool):
+    """Make each reply while the one before is sent."""
+    following = pool.submit(next, replies, None)
+    while (reply := following.result()) is not None:
+        following = pool.submit(next, replies, None)
+        yield reply
 
 
 def _stream(replies):
