@@ -251,9 +251,10 @@ class Matrix:
 
             return scaled
         factors = missed.of_rows(missed.maps[:, 1:])
-        before = np.empty((2, piece_rows(self.spec.columns), self.spec.columns), np.float32)
+        before = np.empty((2, *self._piece_shape(rows)), np.float32)
 
         def mapped(piece, out):
+            # A block of a message is larger than a piece.
             for start in range(piece.start, piece.stop, before.shape[1]):
                 some = slice(start, min(start + before.shape[1], piece.stop))
                 given = before[:, : some.stop - start]
@@ -266,22 +267,26 @@ class Matrix:
 
     def _update(self, rows, gradients, learning_rate):
         """One step of ``rows``, by several threads."""
-        if self.spec.rule == "adagrad":
-            make = self._adagrad_updater
-        else:
-            make = self._linear_updater
-        parts = list(pieces(len(rows), self.spec.columns))
+        make = self._adagrad_updater if self.spec.rule == "adagrad" else self._linear_updater
         updater = make(rows, gradients, learning_rate)
+        parts = list(pieces(len(rows), self.spec.columns))
+        workers = _WORKERS if len(parts) >= 2 * _WORKERS else 1
 
         def work(number):
             update = updater()
-            for piece in parts[number::_WORKERS]:
+            for piece in parts[number::workers]:
                 update(piece)
 
-        list((map if len(parts) < 2 * _WORKERS else _pool.map)(work, range(_WORKERS)))
+        if workers == 1:
+            work(0)
+        else:
+            list(_pool.map(work, range(workers)))
 
     def _linear_updater(self, rows, gradients, learning_rate):
-        """What the steps missed and the present one make of slot, weight and gradient is one matrix for each row."""
+        """Function that makes, for each thread, a function of a slice that updates that many of ``rows``.
+
+        What the steps missed and the present one make of slot, weight and gradient is one matrix for each row.
+        """
         missed = self._missed(self.updated[rows])
         steps = step_map(self.spec, learning_rate)
         steps = steps[None] if missed is None else steps @ missed.maps
@@ -291,8 +296,8 @@ class Matrix:
         factors = (missed or Missed(steps, np.zeros(len(rows), np.intp))).of_rows(factors)
 
         def make():
-            size = piece_rows(self.spec.columns), self.spec.columns
-            before, after = (np.empty((count, *size), np.float32) for count in (len(arrays) + 1, len(arrays)))
+            shape = self._piece_shape(rows)
+            before, after = (np.empty((count, *shape), np.float32) for count in (len(arrays) + 1, len(arrays)))
 
             def update(piece):
                 given, new = before[:, : piece.stop - piece.start], after[:, : piece.stop - piece.start]
@@ -308,6 +313,7 @@ class Matrix:
         return make
 
     def _adagrad_updater(self, rows, gradients, learning_rate):
+        """As ``_linear_updater``, which tells what it returns."""
         read = self._reader(rows)
         rate = np.float32(learning_rate)
         decay = np.float32(1 - learning_rate * self.spec.weight_decay)
@@ -323,6 +329,9 @@ class Matrix:
             self.weights[rows[piece]], self.slot[rows[piece]] = weights, slot
 
         return lambda: update
+
+    def _piece_shape(self, rows):
+        return min(len(rows), piece_rows(self.spec.columns)), self.spec.columns
 
     def _refresh_some(self):
         """Bring the next few rows up to date; half the remembered steps bring all."""

@@ -13,7 +13,7 @@ from google.protobuf.message import DecodeError
 from ..errors import UserError
 from .protocol import class_centers_pb2 as messages
 from .shard import FenceTimeout, GenerationMismatch, Shard, Stopping
-from .spec import StepMismatch
+from .spec import StepMismatch, checked_values
 from .wire import (
     MAX_MESSAGE_BYTES,
     SERVICE,
@@ -99,7 +99,8 @@ class Service:
             if filled + len(some_rows) > header.rows:
                 raise ValueError(f"more rows than the {header.rows} announced")
             rows[filled : filled + len(some_rows)] = some_rows
-            values[filled : filled + len(some_rows)] = some_values
+            # Here, while the block is in the processor's cache and others are on their way.
+            values[filled : filled + len(some_rows)] = checked_values(some_values, some_values.shape)
             filled += len(some_rows)
         if filled != header.rows:
             raise ValueError(f"{filled} rows instead of the {header.rows} announced")

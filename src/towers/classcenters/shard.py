@@ -124,16 +124,18 @@ class Shard:
     ) -> tuple[int, bool]:
         """Accept gradients of a client for a step; apply the step if it is the last of the round.
 
+        Args:
+          gradients: float32 [S, D] of ``rows`` [S], all finite: that is checked before, as they arrive.
+
         Returns:
           The version then, and whether this push was known already.
 
         Raises:
-          ValueError: as `Matrix.push`, or no such client, or another learning rate than the others'.
+          ValueError: wrong rows or learning rate, or no such client, or another learning rate than the others'.
           StepMismatch: the push is for a step that is over or too far ahead. In each case nothing has changed.
         """
         matrix = self.matrix(name)
         rows = checked_rows(rows, matrix.spec.rows, increasing=True)
-        gradients = checked_values(gradients, (len(rows), matrix.spec.columns))
         learning_rate = checked_learning_rate(learning_rate)
         if not 0 <= client < self.clients:
             raise ValueError(f"client {client} is not in [0, {self.clients})")
@@ -269,9 +271,10 @@ class Shard:
         everyone = [pushed[client] for client in sorted(pushed)]
         rows, gradients = everyone[0].rows, everyone[0].gradients
         if len(everyone) > 1:
-            rows, gradients = merged(
-                np.concatenate([one.rows for one in everyone]), np.concatenate([one.gradients for one in everyone])
-            )
+            with np.errstate(over="ignore", invalid="ignore"):
+                rows, gradients = merged(
+                    np.concatenate([one.rows for one in everyone]), np.concatenate([one.gradients for one in everyone])
+                )
             gradients = checked_values(gradients / np.float32(len(everyone)), gradients.shape)
         requests = {str(client): [version, one.request] for client, one in pushed.items()}
         rate = everyone[0].learning_rate
