@@ -12,7 +12,7 @@ from towers import networks, options
 from towers.datasets.repeated import RepeatedAudit, RepeatedOrder, check_copies
 from towers.heads.replicated import ReplicatedHead
 from towers.networks import decayed_variables, moving_statistics
-from towers.runs import dry_run, multigrain, pictures, plan, run
+from towers.runs import dry_run, gem_choice, multigrain, pictures, plan, run
 from towers.training.multigrain import MarginBorder, check_options, make_objective
 
 
@@ -72,6 +72,8 @@ def main(arguments) -> None:
     )
     if with_border:
         validators.append(lambda log, step: {"margin_beta": float(border.beta.numpy())})
+    if arguments.learn_gem_p:
+        validators.append(gem_choice.power_validator(gem_choice.learnt_power(network)))
     run.train(
         towers=towers,
         plan=steps,
@@ -93,7 +95,7 @@ def main(arguments) -> None:
         float16=arguments.precision == "float16",
         validators=validators,
         options=options.recorded(arguments),
-        model_facts={"class_names": source.class_names, **options.recorded(arguments, "data_dir")},
+        model_facts={"class_names": source.class_names, **options.recorded(arguments, "data_dir val_dir")},
         classifier=lambda: tuple(values[: source.num_classes] for values in head.export()),
         thor=thor,
         **pick(run.OPTIONS),

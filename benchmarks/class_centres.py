@@ -26,14 +26,15 @@ from towers.classcenters.protocol import class_centers_pb2 as messages
 from towers.classcenters.remote import RemoteStore
 from towers.classcenters.service import channel_options
 from towers.classcenters.spec import MatrixSpec
-from towers.classcenters.wire import CHANNEL_OPTIONS, blocks
+from towers.classcenters.wire import CHANNEL_OPTIONS, block_slices, encoded_blocks, encoded_parts
 
 ROWS, COLUMNS, TARGET = 10_000, 512, 0.6
 
 
 def serve_bare() -> None:
     values = np.random.default_rng(0).standard_normal((ROWS, COLUMNS), np.float32)
-    replies = [block.SerializeToString() for block in blocks(np.arange(ROWS), values)]
+    pieces = (values[piece] for piece in block_slices(ROWS, COLUMNS))
+    replies = list(encoded_blocks(np.arange(ROWS), pieces))
 
     def pull(request, context):
         yield from replies
@@ -102,7 +103,7 @@ def main() -> None:
             with grpc.insecure_channel(bare_address, CHANNEL_OPTIONS) as channel:
                 for rows in row_sets:
                     request = messages.PullRequest(matrix="w", rows=rows.tolist(), version=0).SerializeToString()
-                    parts = [messages.PushPart(block=block).SerializeToString() for block in blocks(rows, gradients)]
+                    parts = list(encoded_parts(rows, gradients))
                     other.append(bare_turn(channel, request, parts))
                     own.append(store_turn(store, rows, gradients))
         finally:

@@ -6,6 +6,7 @@
 #
 # DATASET_PATH: a folder with val/, a folder a class, or that folder itself. MODEL: a run or model folder.
 # HOLIDAYS, UKBENCH, COPYDAYS: these sets as they are downloaded; DISTRACTORS: pictures put beside Copydays' originals.
+# HOLIDAYS_ROTATIONS: list of Holidays' pictures to turn upright (MultiGrain's holidays-rotate.yaml), as was published.
 # Result: NOT YET RUN on ImageNet. Published there: top-1 77.4, at 500 px and p 4 78.6 (top-5 94.4); Holidays mAP 92.5,
 # UKBench 3.91, Copydays strong + 10k mAP 82.5 for the best of the published models.
 set -euo pipefail
@@ -18,6 +19,7 @@ absolute() { if [ -n "$1" ]; then realpath -ms -- "$1"; fi; }
 data=$(absolute "$1")
 model=$(absolute "$2")
 holidays=$(absolute "${HOLIDAYS:-}")
+rotations=$(absolute "${HOLIDAYS_ROTATIONS:-}")
 ukbench=$(absolute "${UKBENCH:-}")
 copydays=$(absolute "${COPYDAYS:-}")
 distractors=$(absolute "${DISTRACTORS:-}")
@@ -29,7 +31,9 @@ bash scripts/setup.sh
 python=.venv/bin/python
 "$python" validate_on_images.py --model "$model" --data_dir "$data" "$@"
 retrieval=(scripts/evaluate_retrieval.py --model "$model")
-if [ -n "$holidays" ]; then "$python" "${retrieval[@]}" --protocol holidays --data_dir "$holidays"; fi
+if [ -n "$holidays" ]; then
+  "$python" "${retrieval[@]}" --protocol holidays --data_dir "$holidays" ${rotations:+--holidays_rotations "$rotations"}
+fi
 if [ -n "$ukbench" ]; then "$python" "${retrieval[@]}" --protocol ukbench --data_dir "$ukbench"; fi
 if [ -n "$copydays" ]; then
   "$python" "${retrieval[@]}" --protocol copydays --data_dir "$copydays" ${distractors:+--distractors "$distractors"}

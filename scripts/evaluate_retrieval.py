@@ -1,6 +1,6 @@
 """Retrieval with a trained model: Holidays, UKBench, Copydays, or any folder of class folders.
 
-python scripts/evaluate_retrieval.py --model RUN --protocol holidays --data_dir HOLIDAYS
+python scripts/evaluate_retrieval.py --model RUN --protocol holidays --data_dir HOLIDAYS --holidays_rotations LIST
 python scripts/evaluate_retrieval.py --model RUN --protocol copydays --data_dir COPYDAYS --distractors YFCC
 python scripts/evaluate_retrieval.py --model RUN --protocol folder --data_dir PICTURES --sheet nearest.jpg
 python scripts/evaluate_retrieval.py --model RUN --protocol ukbench --data_dir UKBENCH --longest_side 500 --gem_p 4
@@ -23,6 +23,11 @@ def make_parser() -> options.Parser:
     )
     parser.add_argument("--data_dir", type=Path, required=True, help="the pictures, as they are downloaded")
     parser.add_argument("--distractors", type=Path, help="folder of other pictures in the gallery (copydays)")
+    parser.add_argument(
+        "--holidays_rotations",
+        type=Path,
+        help='list of pictures to turn upright: lines as "100600.jpg": 90, (clockwise)',
+    )
     parser.add_argument("--image_size", type=int, help="side of the centre square, pixels (default: the model's)")
     parser.add_argument(
         "--load_size", type=int, help="side pictures are brought to before the crop, pixels (default: as in training)"
@@ -41,7 +46,7 @@ def make_parser() -> options.Parser:
 
 def main(arguments) -> None:
     pick = partial(options.pick, arguments)
-    pictures = retrieval.read_set(**pick("protocol data_dir distractors"))
+    pictures = retrieval.read_set(**pick("protocol data_dir distractors holidays_rotations"))
     sizes, changes = retrieval.resolution(**pick("model image_size load_size longest_side gem_p"))
     towers = run.set_up(**pick("towers precision"))
     with towers.scope():

@@ -50,9 +50,8 @@ def main(arguments) -> None:
     towers = run.set_up(**pick("towers precision"))
     with towers.scope():
         network = export.read_model(arguments.model, **changes).network
-    embeddings, bad = embed_source(
-        towers, network, PathSource([*queries, *paths]), **sizes, **pick("batch_size"), max_bad_fraction=1.0
-    )
+    source = PathSource([*queries, *paths])
+    embeddings, bad = embed_source(towers, network, source, **sizes, **pick("batch_size"), max_bad_fraction=1.0)
     if any(place < len(queries) for place in bad):
         raise UserError(f"--query {queries[min(bad)]}: cannot be read ({bad[min(bad)]})")
     kept = [place for place in range(len(queries), len(embeddings)) if place not in bad]
@@ -75,15 +74,15 @@ def main(arguments) -> None:
     lines = []
     for query, (found, scores) in enumerate(zip(places, cosines, strict=True)):
         print(f"{queries[query]}  {classes[query]}")
-        lines.append([(queries[query], retrieval_sheets.GREY, classes[query][:20])])
+        lines.append([(query, retrieval_sheets.GREY, classes[query][:20])])
         for rank, (place, cosine) in enumerate(zip(found, scores, strict=True), start=1):
             record = kept[place]
             same = border is not None and math.sqrt(max(0.0, 2 - 2 * cosine)) < border
             verdict = "" if border is None else ("same instance" if same else "another instance")
-            print(f"{rank:4}  {cosine:.4f}  {verdict:<16}  {classes[record]:<20}  {paths[record - len(queries)]}")
+            print(f"{rank:4}  {cosine:.4f}  {verdict:<16}  {classes[record]:<20}  {source.where(record)}")
             colour = retrieval_sheets.GREEN if same else retrieval_sheets.GREY
-            lines[-1].append((paths[record - len(queries)], colour, f"{cosine:.3f} {classes[record][:12]}"))
-    retrieval_sheets.write_tiles(arguments.sheet, lines)
+            lines[-1].append((record, colour, f"{cosine:.3f} {classes[record][:12]}"))
+    retrieval_sheets.write_tiles(arguments.sheet, source, lines)
     green = "" if border is None else "; green: the same instance"
     print(f"{arguments.sheet}: the queries and what was found{green}")
 

@@ -65,7 +65,13 @@ def test_evaluation_of_classes_and_of_what_else_there_is(project, tmp_path):
     data = image_folder(tmp_path / "images")
     start(
         *(project, "scripts/eval_multigrain.sh", str(data), str(tmp_path / "run"), "--towers", "1"),
-        **{"COPYDAYS": "copies", "DISTRACTORS": "others", "HOLIDAYS": "/h", "cwd": tmp_path},
+        **{
+            "COPYDAYS": "copies",
+            "DISTRACTORS": "others",
+            "HOLIDAYS": "/h",
+            "cwd": tmp_path,
+            "HOLIDAYS_ROTATIONS": "list",
+        },
     )
     classes, holidays, copydays = calls(project)
     assert classes[0] == "validate_on_images.py"
@@ -74,6 +80,7 @@ def test_evaluation_of_classes_and_of_what_else_there_is(project, tmp_path):
     assert option(classes, "--towers") == "1"
     assert holidays[0] == copydays[0] == "scripts/evaluate_retrieval.py"
     assert (option(holidays, "--protocol"), option(holidays, "--data_dir")) == ("holidays", "/h")
+    assert option(holidays, "--holidays_rotations") == str(tmp_path / "list")
     assert option(copydays, "--distractors") == str(tmp_path / "others")
 
 

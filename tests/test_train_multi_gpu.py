@@ -78,13 +78,26 @@ def test_a_checkpoint_holds_the_head_in_one_piece(trained):
     assert {"main", "accuracy", "embedding_norm"} <= metrics_of(run_dir)[0].keys()
 
 
+FLOAT64 = ["--precision", "float64", "--sync_bn", "--max_epochs", "2", "--logits_chunk", "2", "--loss", "arcface"]
+
+
+@pytest.fixture(scope="module")
+def unbroken(faces, tmp_path_factory):
+    """Four steps of ArcFace on two towers in float64, with the class weights split over them."""
+    run_dir = tmp_path_factory.mktemp("float64") / "whole"
+    train(faces, run_dir, *FLOAT64, "--towers", "2", "--max_steps", "4")
+    return run_dir
+
+
 @pytest.mark.slow
-def test_four_towers_resumed_on_two_in_float64(faces, tmp_path):
-    options = ["--precision", "float64", "--sync_bn", "--max_epochs", "2", "--logits_chunk", "2"]
-    train(faces, tmp_path / "whole", *options, "--towers", "2", "--max_steps", "4")
-    train(faces, tmp_path / "parts", *options, "--towers", "4", "--max_steps", "2")
-    train(faces, tmp_path / "parts", *options, "--towers", "2", "--max_steps", "4")
-    whole, parts = state_of(tmp_path / "whole", 4), state_of(tmp_path / "parts", 4)
+@pytest.mark.parametrize(("before", "after"), [(4, 2), (2, 1), (2, 4)])
+def test_a_run_resumed_on_another_number_of_towers_goes_on_alike_in_float64(unbroken, faces, tmp_path, before, after):
+    train(faces, tmp_path / "parts", *FLOAT64, "--towers", str(before), "--max_steps", "2")
+    train(faces, tmp_path / "parts", *FLOAT64, "--towers", str(after), "--max_steps", "4")
+    losses, expected = ([line["loss"] for line in metrics_of(run)] for run in (tmp_path / "parts", unbroken))
+    assert len(losses) == 4
+    np.testing.assert_allclose(losses, expected, rtol=1e-9)
+    whole, parts = state_of(unbroken, 4), state_of(tmp_path / "parts", 4)
     for name, value in whole.items():
         np.testing.assert_allclose(parts[name], value, rtol=0, atol=1e-9 * max(np.abs(value).max(), 1e-3), err_msg=name)
 

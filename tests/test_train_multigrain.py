@@ -14,6 +14,7 @@ sys.path.insert(0, str(ROOT / "data" / "multigrain_standin"))
 import grains as standin
 from scene_drawing import class_name
 
+from towers import export
 from towers.errors import BadData, UserError
 from towers.runs import multigrain
 
@@ -43,10 +44,22 @@ def train(grains, run_dir, *options, check=True):
 @pytest.fixture(scope="session")
 def trained(grains, tmp_path_factory):
     run_dir = tmp_path_factory.mktemp("multigrain") / "run"
+    rotations = grains.parent / "rotations.yaml"
+    rotations.write_text('{\n"100001.jpg": 90,\n"100100.jpg": 180,\n}')
     result = train(
         *(grains, run_dir, "--towers", "2", "--max_steps", "4", "--audit_data", "--autoaugment", "--lighting", "0.1"),
         *("--val_dir", grains / "val", "--holidays_dir", grains / "holidays", "--copydays_dir", grains / "copydays"),
-        *("--distractors", grains / "val", "--learn_gem_p", "--class_num", "5", "--label_smoothing", "0.1"),
+        *(
+            "--holidays_rotations",
+            rotations,
+            "--distractors",
+            grains / "val",
+            "--learn_gem_p",
+            "--class_num",
+            "5",
+            "--label_smoothing",
+            "0.1",
+        ),
     )
     return run_dir, result.stdout
 
@@ -68,6 +81,8 @@ def test_a_run_ends_with_all_three_grains_measured(trained):
     for protocol in ("holidays", "copydays"):
         assert cv2.imread(str(run_dir / f"{protocol}_nearest.jpg")) is not None
     assert "holidays_map" in output
+    assert measured["gem_p"] != 3.0
+    assert f"power of GeM pooling: {measured['gem_p']:.4f}" in output
 
 
 def test_copies_came_together_and_every_record_once_a_pass(trained):
@@ -144,8 +159,22 @@ def test_mistakes_of_training(grains):
 
 def test_distractors_need_copies(grains):
     nowhere = {"val_dir": None, "holidays_dir": None, "copydays_dir": None, "image_size": 32, "load_size": 32}
+    nothing = {"distractors": None, "holidays_rotations": None}
     with pytest.raises(UserError, match="--copydays_dir"):
-        multigrain.validators(None, None, None, [], distractors=grains / "val", **nowhere)
+        multigrain.validators(None, None, None, [], **nowhere, **nothing | {"distractors": grains / "val"})
+    with pytest.raises(UserError, match="--holidays_dir"):
+        multigrain.validators(None, None, None, [], **nowhere, **nothing | {"holidays_rotations": grains / "list"})
+
+
+def export_arrays(run_dir):
+    """The weights and the classifier of a run's model."""
+    path, facts = export.read_facts(run_dir)
+    classifier = export.read_classifier(path, facts)
+    return {
+        **export.read_weights(path, facts),
+        "classifier/weights": classifier.weights,
+        "classifier/bias": classifier.bias,
+    }
 
 
 def evaluate(run_dir, *options, check=True):
@@ -165,6 +194,17 @@ def test_evaluation_repeats_the_validation(trained, grains, tmp_path):
     assert "9 pictures in the gallery" in result.stdout
     # 3 queries of 9 pictures at 128 x 142.
     assert cv2.imread(str(tmp_path / "sheet.jpg")).shape == (3 * 142, 8 * 128, 3)
+
+
+@pytest.mark.slow
+def test_holidays_are_turned_as_in_the_validation(trained, grains, tmp_path):
+    run_dir, _ = trained
+    options = ["--protocol", "holidays", "--data_dir", grains / "holidays", "--json", tmp_path / "figures.json"]
+    result = evaluate(run_dir, *options, "--holidays_rotations", grains.parent / "rotations.yaml")
+    (measured,) = metrics_of(run_dir, "validation")
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert figures == {"holidays_map": pytest.approx(measured["holidays_map"], abs=1e-6)}
+    assert "2 of 6 pictures are turned upright" in result.stdout
 
 
 @pytest.mark.slow
@@ -228,6 +268,62 @@ def test_a_power_is_chosen_by_the_script(trained, grains, tmp_path):
     assert "best copies_map: --gem_p" in result.stdout
 
 
+def finetune(model, grains, run_dir, *options):
+    return run_python(
+        *("scripts/finetune_gem_p.py", "--model", model, "--data_dir", grains / "train", "--image_size", "48"),
+        *("--run_dir", run_dir, "--log_every", "1", *options),
+    )
+
+
+@pytest.fixture(scope="session")
+def finetuned(trained, grains, tmp_path_factory):
+    run_dir = tmp_path_factory.mktemp("finetuned") / "run"
+    # Two epochs of 3 classes x 5 pictures in batches of 6, and a rate that a power of so small a network feels.
+    options = ("--images_per_class", "5", "--batch_size", "6", "--max_epochs", "2", "--learning_rate", "20")
+    result = finetune(trained[0], grains, run_dir, *options, "--towers", "2", "--val_dir", grains / "val")
+    return run_dir, result.stdout
+
+
+def test_only_the_power_is_fine_tuned(trained, finetuned):
+    before, after = ({**export_arrays(run_dir)} for run_dir in (trained[0], finetuned[0]))
+    first, last = before.pop("network/gem/p"), after.pop("network/gem/p")
+    assert abs(last - first) > 1e-3
+    assert before.keys() == after.keys()
+    assert any("moving_variance" in name for name in after)
+    for name, value in before.items():
+        np.testing.assert_array_equal(after[name], value, err_msg=name)
+
+
+def test_the_fine_tuned_model_is_one_for_the_new_size(trained, finetuned):
+    run_dir, output = finetuned
+    facts = json.loads((run_dir / "model" / "model.json").read_text())
+    assert (facts["network"]["image_size"], facts["network"]["learn_gem_p"], facts["load_size"]) == (48, True, 55)
+    lines, (measured,) = metrics_of(run_dir), metrics_of(run_dir, "validation")
+    assert [line["learning_rate"] for line in lines] == pytest.approx([20 * (1 - step / 6) ** 0.9 for step in range(6)])
+    assert lines[0]["gem_p"] == pytest.approx(float(export_arrays(trained[0])["network/gem/p"]))
+    assert measured["gem_p"] == pytest.approx(float(export_arrays(run_dir)["network/gem/p"]))
+    assert f"power of GeM pooling: {measured['gem_p']:.4f}" in output
+    result = run_python("validate_on_images.py", "--model", run_dir, "--json", run_dir / "figures.json")
+    assert "3 classes" in result.stdout
+    assert json.loads((run_dir / "figures.json").read_text())["cross_entropy"] == pytest.approx(
+        measured["val_loss"], rel=1e-4
+    )
+
+
+@pytest.mark.slow
+def test_any_number_of_towers_fine_tunes_the_power_alike(trained, grains, tmp_path):
+    powers, losses = [], []
+    for towers in ("1", "2", "4"):
+        options = ("--batch_size", "8", "--max_epochs", "4", "--learning_rate", "5", "--precision", "float64")
+        finetune(trained[0], grains, tmp_path / towers, *options, "--towers", towers)
+        lines = metrics_of(tmp_path / towers)
+        losses.append([line["loss"] for line in lines])
+        powers.append(metrics_of(tmp_path / towers, "validation")[-1]["gem_p"])
+    assert powers[1:] == pytest.approx(powers[:1] * 2, rel=1e-9)
+    for other in losses[1:]:
+        assert other == pytest.approx(losses[0], rel=1e-9)
+
+
 def test_mistakes_of_evaluation(trained, grains):
     script, model = "scripts/evaluate_retrieval.py", ("--model", trained[0], "--data_dir", grains / "val")
     both = refused(script, *model, "--protocol", "folder", "--longest_side", "48", "--image_size", "40")
@@ -235,6 +331,18 @@ def test_mistakes_of_evaluation(trained, grains):
     assert "100000.jpg" in str(refused(script, *model, "--protocol", "holidays"))
     stray = refused(script, *model, "--protocol", "folder", "--distractors", grains / "val")
     assert "only copydays" in str(stray)
+    stray = refused(script, *model, "--protocol", "ukbench", "--holidays_rotations", grains / "list")
+    assert "only holidays" in str(stray)
+
+
+def test_mistakes_of_fine_tuning(trained, grains, tmp_path):
+    script = "scripts/finetune_gem_p.py"
+    own = ("--model", trained[0], "--data_dir", grains / "train", "--image_size", "48")
+    assert "--optimizer THOR" in str(refused(script, *own, "--optimizer", "thor"))
+    assert "--images_per_class 0" in str(refused(script, *own, "--images_per_class", "0"))
+    foreign = refused(script, *own[:2], "--data_dir", grains / "copydays", "--image_size", "48")
+    assert "not among the 3 trained ones" in str(foreign)
+    assert "--load_size 30" in str(refused(script, *own, "--load_size", "30"))
 
 
 def test_the_standin_is_the_same_for_the_same_seed(grains, tmp_path):

@@ -16,6 +16,8 @@ from . import checkpoints, networks
 from .errors import StorageError, UserError
 from .training import state
 
+LEARNT_GEM_P = "network/gem/p"
+
 
 @dataclass(frozen=True)
 class Model:
@@ -136,7 +138,8 @@ def read_model(folder: Path, **changes) -> Model:
 
     Args:
       changes: arguments of ``networks.build`` that differ from those it was trained with: a network with GeM pooling
-        takes another ``image_size`` and ``gem_p``, also where p was learnt.
+        takes another ``image_size`` and ``gem_p``, also where p was learnt; with ``learn_gem_p`` p is a weight, which
+        begins with ``gem_p`` where that is given, else with the model's power.
 
     Raises:
       UserError: no model there, or weights that do not fit its description.
@@ -146,8 +149,12 @@ def read_model(folder: Path, **changes) -> Model:
     facts = {**facts, "network": {**facts["network"], **changes}}
     arguments = dict(facts["network"])
     weights = read_weights(path, facts)
-    if "gem_p" in changes and arguments.pop("learn_gem_p", False):
-        del weights["network/gem/p"]
+    if "gem_p" in changes:
+        weights.pop(LEARNT_GEM_P, None)
+        arguments["learn_gem_p"] = changes.get("learn_gem_p", False)
     network = networks.build(arguments.pop("name"), **arguments)
-    state.write(state.named("network", network.variables), weights, str(path))
+    variables = state.named("network", network.variables)
+    if changes.get("learn_gem_p"):
+        weights.setdefault(LEARNT_GEM_P, variables[LEARNT_GEM_P].numpy())
+    state.write(variables, weights, str(path))
     return Model(network, facts, path)

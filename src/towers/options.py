@@ -455,6 +455,9 @@ def add_multigrain(parser: Parser) -> None:
     group = parser.add_argument_group("validation of the three grains")
     group.add_argument("--val_dir", type=Path, help="other pictures of the classes: DIR/Class/picture.jpg")
     group.add_argument("--holidays_dir", type=Path, help="instances as INRIA Holidays: DIR/100000.jpg, 100001.jpg ...")
+    group.add_argument(
+        "--holidays_rotations", type=Path, help='list of those to turn upright: lines as "100600.jpg": 90, (clockwise)'
+    )
     group.add_argument("--copydays_dir", type=Path, help="copies as Copydays: DIR/original, DIR/strong ...")
     group.add_argument("--distractors", type=Path, help="pictures put beside the originals of --copydays_dir")
 

@@ -3,14 +3,17 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+import grpc
 import numpy as np
 import pytest
 from classcenters.dense_reference import DenseReference, random_step
 from classcenters.serving import Program, serving
 
+from towers.classcenters.protocol import class_centers_pb2 as messages
 from towers.classcenters.remote import RemoteStore
 from towers.classcenters.spec import MatrixSpec, StepMismatch
 from towers.classcenters.store import memory_store
+from towers.classcenters.wire import CHANNEL_OPTIONS, SERVICE, decoded_block, encoded_pull
 from towers.errors import PeerLost, UserError
 
 EVERYTHING = np.arange(60)
@@ -83,6 +86,43 @@ def test_many_blocks(four_shards):
     gradients = np.random.default_rng(1).normal(size=before.shape).astype(np.float32)
     store.push("many", rows, gradients, 0.5)
     np.testing.assert_allclose(store.pull("many", rows), before - 0.5 * gradients, rtol=1e-6, atol=1e-7)
+
+
+def test_a_pull_that_is_on_its_way_is_of_one_step():
+    """The rows of a push that comes while blocks of a pull are still to be sent."""
+    with serving() as (addresses, _):
+        store = RemoteStore(addresses, timeout=20)
+        store.create("w", MatrixSpec(rows=9_000, columns=512, rule="sgd", weight_decay=0.1))
+        rows = np.arange(9_000)
+        before = store.pull("w", rows)
+        request = messages.PullRequest(matrix="w", version=0)
+        with grpc.insecure_channel(addresses[0], CHANNEL_OPTIONS) as channel:
+            replies = channel.unary_stream(f"/{SERVICE}/Pull")(encoded_pull(request, rows), timeout=20)
+            first = next(replies)
+            store.push("w", rows, np.ones((9_000, 512), np.float32), 0.1)
+            found = [decoded_block(data, 512) for data in (first, *replies)]
+            np.testing.assert_array_equal(np.concatenate([values for _, values in found]), before)
+            np.testing.assert_array_equal(np.concatenate([numbers for numbers, _ in found]), rows)
+            assert {messages.Block.FromString(data).version for data in (first, *replies)} == {0}
+        assert store.version("w") == 1
+        store.close()
+
+
+def test_gradients_whose_sum_is_not_finite_change_nothing():
+    with serving(clients=2) as (addresses, shards):
+        stores = [RemoteStore(addresses, client=client) for client in range(2)]
+        for store in stores:
+            store.create("w", spec_of("sgd"))
+        most = np.full((60, 7), 3e38, np.float32)
+        before = stores[0].pull("w", EVERYTHING)
+        stores[0].push("w", EVERYTHING, most, 0.1)
+        with pytest.raises(ValueError, match="finite"):
+            stores[1].push("w", EVERYTHING, most, 0.1)
+        assert shards[0].store.version("w") == 0
+        np.testing.assert_array_equal(stores[0].pull("w", EVERYTHING), before)
+        # Another push of that client ends the step.
+        stores[1].push("w", EVERYTHING, np.ones((60, 7), np.float32), 0.1)
+        assert shards[0].store.version("w") == 1
 
 
 @pytest.mark.parametrize("span", [(0, 60), (7, 33), (13, 15), (20, 20)])

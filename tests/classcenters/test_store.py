@@ -322,3 +322,48 @@ print((private() - before) // 1024)
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert found.returncode == 0, found.stderr
     assert int(found.stdout) < 32
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: "-".join(map(str, rule.values())))
+def test_a_large_update_is_that_of_its_rows_one_by_one(rule, monkeypatch):
+    """By several threads in pieces, rows of many ages, against pieces of a row in one thread."""
+    spec = MatrixSpec(rows=300, columns=7, **rule)
+    random = np.random.default_rng(0)
+    steps = [np.sort(random.choice(300, random.integers(1, 200), replace=False)) for _ in range(30)]
+    found = []
+    for workers, piece_bytes in ((1, 1), (4, 256)):
+        monkeypatch.setattr(matrix_module, "_WORKERS", workers)
+        monkeypatch.setattr(matrix_module, "PIECE_BYTES", piece_bytes)
+        matrix = Matrix(spec)
+        for step, rows in enumerate(steps):
+            matrix.push(rows, np.sin(np.arange(len(rows) * 7, dtype=np.float32)).reshape(-1, 7), rate_of(step))
+        found.append((*matrix.state(0, 300), matrix.pull(np.arange(300))))
+    for one, other in zip(*found, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: "-".join(map(str, rule.values())))
+def test_a_reading_is_of_one_step(rule):
+    """Whatever changes the matrix between two pieces."""
+    matrix = Matrix(MatrixSpec(rows=30, columns=7, **rule))
+    for step in range(5):
+        matrix.push(np.arange(step, 20), np.ones((20 - step, 7), np.float32), 0.1)
+    rows = np.random.default_rng(0).integers(0, 30, 25)
+    changes = [
+        lambda: matrix.push(np.arange(30), np.ones((30, 7), np.float32), 0.1),
+        lambda: matrix.assign(0, np.zeros((30, 7), np.float32)),
+        lambda: matrix.set_version(9),
+    ]
+    for change in changes:
+        expected, reading = matrix.pull(rows), matrix.reading(rows)
+        pieces = [reading.take(np.empty((4, 7), np.float32))]
+        change()
+        pieces += [reading.take(np.empty((6, 7), np.float32))]
+        change()
+        pieces += [reading.take(np.empty((15, 7), np.float32))]
+        np.testing.assert_array_equal(np.concatenate(pieces), expected)
+    assert reading.version == 5 + 2
+    del reading
+    assert not matrix._readings
+    with pytest.raises(ValueError, match="row 30"):
+        matrix.reading(np.array([30]))

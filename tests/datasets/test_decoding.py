@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from towers.datasets import decoding
-from towers.datasets.decoding import BadPicture, Header, Quarantine, decode, fit, read_header
+from towers.datasets.decoding import BadPicture, Header, Quarantine, decode, fit, read_header, turned
 from towers.datasets.folder import PathSource
 from towers.errors import BadData
 
@@ -98,6 +98,32 @@ def test_exif_orientation_is_applied(orientation):
     encoded = jpeg(face(5, 16, 24))
     expected = ORIENTATIONS[orientation](decoded(encoded))
     assert np.array_equal(decoded(with_orientation(encoded, orientation)), expected)
+
+
+@pytest.mark.parametrize("own", [None, 3, 6])
+@pytest.mark.parametrize(("degrees", "quarters"), [(0, 0), (90, -1), (180, 2), (270, 1)])
+def test_a_turn_is_of_the_stored_pixels_and_loses_nothing(own, degrees, quarters):
+    stored = jpeg(face(5, 16, 24))
+    other = b"\xff\xe1\x00\x08xmp..."[:10]
+    stored = stored[:2] + other + stored[2:]
+    encoded = stored if own is None else with_orientation(stored, own)
+    result = turned(encoded, degrees)
+    assert np.array_equal(decoded(result), np.rot90(decoded(stored), quarters))
+    assert other in result
+    if not degrees:
+        assert result == stored
+
+
+def test_what_cannot_be_turned():
+    with pytest.raises(BadPicture, match="only a JPEG can be turned"):
+        turned(cv2.imencode(".png", face(2))[1].tobytes(), 90)
+
+
+@pytest.mark.parametrize("name", [name for name in BROKEN if not BROKEN[name].startswith(b"\x89PNG")])
+def test_broken_pictures_are_refused_when_turned(name):
+    encoded = turned(BROKEN[name], 90)
+    with pytest.raises(BadPicture):
+        decoded(encoded)
 
 
 def test_cmyk():

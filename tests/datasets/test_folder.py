@@ -2,8 +2,9 @@ import os
 
 import numpy as np
 import pytest
+from datasets.pictures import decoded, face, jpeg, with_orientation
 
-from towers.datasets.folder import PathSource, read_folder
+from towers.datasets.folder import PathSource, TurnedSource, read_folder
 from towers.errors import BadData
 
 
@@ -123,6 +124,16 @@ def test_a_named_pipe_does_not_stop_reading_and_a_huge_file_is_not_read_whole(tm
     empty, huge = PathSource([tmp_path / "pipe.jpg", tmp_path / "huge.jpg"]).read([0, 1])
     assert empty == b""
     assert len(huge) == 16 * 2**20 + 1
+
+
+def test_a_turned_source_turns_each_record_by_its_own_degrees(tmp_path):
+    stored = jpeg(face(1, 16, 24))
+    for name in ("a.jpg", "b.jpg"):
+        (tmp_path / name).write_bytes(with_orientation(stored, 3))
+    source = TurnedSource([tmp_path / "a.jpg", tmp_path / "b.jpg"], [0, 90])
+    upright, sideways = (decoded(encoded) for encoded in source.read([0, 1]))
+    assert np.array_equal(upright, decoded(stored))
+    assert np.array_equal(sideways, np.rot90(upright, -1))
 
 
 def test_path_source(tmp_path):

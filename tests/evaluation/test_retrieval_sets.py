@@ -30,6 +30,50 @@ def test_a_holidays_scene_needs_its_query(tmp_path):
         read_holidays(touch(tmp_path, "100000.jpg", "100001.jpg", "100101.jpg"))
 
 
+def holidays_list(tmp_path, text):
+    folder = touch(tmp_path / "holidays", "100000.jpg", "100001.jpg", "100100.JPG", "100101.jpg")
+    (tmp_path / "list.yaml").write_text(text)
+    return folder, tmp_path / "list.yaml"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{\n"100001.jpg": 90,\n"100100.jpg": 270,\n"100101.jpg": 180,\n}',
+        "# by hand\n100001.jpg: 90\n\n100100.jpg: 270  # on its left side\n100000.jpg: 0\n100101.jpg: 180\n",
+    ],
+)
+def test_holidays_are_turned_as_the_published_list_says(tmp_path, text):
+    found = read_holidays(*holidays_list(tmp_path, text))
+    assert found.turns.tolist() == [0, 90, 270, 180]
+    assert found.turns.dtype == np.int64
+    assert read_holidays(tmp_path / "holidays").turns is None
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('{\n"100001.jpg": 45,\n}', r"list\.yaml:2: .*100001.*45.* is not .*degrees clockwise"),
+        ("100001.jpg 90\n", r"list\.yaml:1: .*write for example"),
+        ("100001.jpg: 90\n100102.jpg: 90\n", r"list\.yaml:2: 100102\.jpg is not among the 4 pictures of .*holidays"),
+        ("100001.jpg: 90\n\n100001.jpg: 270\n", r"list\.yaml:3: 100001\.jpg is in line 1 already"),
+        ("{\n}\n", "names no picture"),
+    ],
+)
+def test_a_bad_list_of_turns_is_named_by_its_line(tmp_path, text, said):
+    with pytest.raises(BadData, match=said):
+        read_holidays(*holidays_list(tmp_path, text))
+
+
+def test_a_list_of_turns_that_is_not_there(tmp_path):
+    folder, _ = holidays_list(tmp_path, "")
+    with pytest.raises(UserError, match="--holidays_rotations .*none.yaml: cannot be read"):
+        read_holidays(folder, tmp_path / "none.yaml")
+    (tmp_path / "list.yaml").write_bytes(b"\xff\xfe\x80")
+    with pytest.raises(UserError, match="give a text file"):
+        read_holidays(folder, tmp_path / "list.yaml")
+
+
 @pytest.mark.parametrize("inner", ["", "full/"])
 def test_ukbench_goes_by_numbers_not_by_the_order_of_the_disk(tmp_path, inner):
     names = [f"ukbench{number:05}.jpg" for number in (3, 7, 0, 2, 1, 6, 5, 4)]

@@ -5,7 +5,14 @@ import pytest
 from towers import export, networks
 from towers.datasets.folder import PathSource, read_folder
 from towers.errors import BadData, UserError
-from towers.runs.gem_choice import choose_pictures, compare_powers, pooled_by
+from towers.runs.gem_choice import (
+    check_options,
+    choose_pictures,
+    compare_powers,
+    learnt_power,
+    pictures_to_fine_tune_on,
+    pooled_by,
+)
 from towers.runs.retrieval import embed_whole
 
 POWERS = (1.0, 3.0, 8.0)
@@ -95,3 +102,37 @@ def test_a_model_is_read_with_another_power_and_size_also_where_it_was_learnt(tm
         model = export.read_model(tmp_path / "model", image_size=64, gem_p=5.0)
         assert model.image_size == 64
         np.testing.assert_allclose(model.network(images), other(images), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("learnt", [False, True])
+@pytest.mark.parametrize(("asked", "first"), [({}, 2.5), ({"gem_p": 5.0}, 5.0)])
+def test_a_model_is_read_to_learn_its_power_from_its_own_or_another_one(tmp_path, learnt, asked, first):
+    arguments = {"image_size": 48, "embedding_size": 512, "seed": 1, "gem_p": 2.5, "learn_gem_p": learnt}
+    facts = {"network": {"name": "resnet10", **arguments}, "load_size": 48}
+    export.save_model(tmp_path / "model", networks.build("resnet10", **arguments), facts)
+    model = export.read_model(tmp_path / "model", image_size=64, learn_gem_p=True, **asked)
+    power = learnt_power(model.network)
+    assert power.numpy() == first
+    assert any(variable is power for variable in model.network.trainable_variables)
+    assert model.facts["network"]["learn_gem_p"] is True
+
+
+def test_pictures_to_fine_tune_on_have_the_classifiers_labels(source):
+    found = pictures_to_fine_tune_on(source.root, 2, ["c", "more", "a", "b"])
+    assert [found.where(record)[-7:] for record in range(len(found))] == [
+        *("a/0.png", "a/1.png", "b/0.png", "b/1.png", "c/0.png", "c/1.png")
+    ]
+    assert found.labels.tolist() == [2, 2, 3, 3, 0, 0]
+    assert found.num_classes == 4
+    with pytest.raises(BadData, match="1 of 3 classes are not among the 2 trained ones: c;"):
+        pictures_to_fine_tune_on(source.root, 2, ["a", "b"])
+    with pytest.raises(UserError, match="--images_per_class 0"):
+        pictures_to_fine_tune_on(source.root, 0, ["a", "b", "c"])
+
+
+def test_options_that_mean_nothing_for_a_power_alone():
+    check_options(optimizer="MOM", sync_bn=False)
+    with pytest.raises(UserError, match="--optimizer THOR: .*give SGD"):
+        check_options(optimizer="THOR", sync_bn=False)
+    with pytest.raises(UserError, match="--sync_bn: .*leave it out"):
+        check_options(optimizer="SGD", sync_bn=True)

@@ -5,7 +5,8 @@ from losses.margin_pairs_reference import slow_losses
 
 from towers.errors import UserError
 from towers.heads.replicated import ReplicatedHead
-from towers.training.multigrain import MarginBorder, check_options, make_objective
+from towers.networks.gem import GeM
+from towers.training.multigrain import MarginBorder, check_options, make_objective, make_power_objective
 
 FIRST, SEED = 2**33, 17
 CHOICE = {
@@ -139,3 +140,31 @@ def test_classes_alone_need_no_copies():
 def test_an_unknown_scope_is_refused():
     with pytest.raises(UserError, match="--mining_scope"):
         make_objective(None, None, None, classification_weight=0.5, mining_scope="machine")
+
+
+def test_the_power_alone_gets_the_gradient_of_the_cross_entropy():
+    random = np.random.default_rng(3)
+    maps, labels = np.abs(random.normal(size=(8, 5, 7, 6))), random.integers(0, 4, 8)
+    head = ReplicatedHead(4, 6, seed=0, dtype="float64")
+    pool = GeM(2.5, learnt=True, dtype="float64")
+    pool.build(maps.shape)
+
+    def network(inputs, training):
+        assert training is False
+        return pool(inputs)
+
+    objective = make_power_objective(head, pool.power, lambda part: part["image"])
+    parts = {"image": tf.constant(maps), "label": tf.constant(labels)}
+    with tf.GradientTape() as tape:
+        found = objective(network, parts)
+        loss = tf.reduce_sum(found.losses) / tf.reduce_sum(found.weights)
+
+    def slow(p):
+        embeddings = (maps**p).mean(axis=(1, 2)) ** (1 / p)
+        return cross_entropy(embeddings @ head.weights.numpy().T, labels, 0.0).mean()
+
+    assert float(loss) == pytest.approx(slow(2.5), rel=1e-9)
+    by_power = (slow(2.5 + 1e-5) - slow(2.5 - 1e-5)) / 2e-5
+    assert tape.gradient(loss, pool.power.value).numpy() == pytest.approx(by_power, rel=1e-6)
+    assert found.metrics["gem_p"] == 2.5
+    assert found.metrics["main"].numpy() == pytest.approx(slow(2.5), rel=1e-9)

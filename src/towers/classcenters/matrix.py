@@ -1,7 +1,11 @@
 """One matrix of class centres in this process: rows are read, updated by gradients, saved and restored."""
 
+import os
 import threading
+import weakref
 from collections.abc import Callable
+from concurrent import futures
+from typing import NamedTuple
 
 import numpy as np
 
@@ -10,18 +14,71 @@ from .skipped_steps import SPAN, SkippedSteps, step_map
 from .spec import MatrixSpec, StepMismatch, checked_learning_rate, checked_rows, checked_values
 
 # Rows are worked on in pieces whose arrays stay in a core's cache.
-PIECE_BYTES = 1 << 18
+PIECE_BYTES = 1 << 19
 ADAGRAD_FIRST = np.float32(0.1)
+# More than a few wait for each other: NumPy holds Python's lock between two calls.
+_WORKERS = min(4, os.cpu_count() or 1)
+_pool = futures.ThreadPoolExecutor(_WORKERS, thread_name_prefix="rows")
+
+
+class Missed(NamedTuple):
+    """Maps [m, 2, 2] of some spans of steps, and which of them each of n rows has missed."""
+
+    maps: np.ndarray
+    which: np.ndarray
+
+    def of_rows(self, maps: np.ndarray | None = None) -> np.ndarray:
+        """float32 [n, ...]: for each row its map, or what ``maps`` [m, ...] has in its place."""
+        return (self.maps if maps is None else maps).astype(np.float32)[self.which]
+
+
+def piece_rows(columns: int) -> int:
+    """Most rows of a piece."""
+    return max(1, PIECE_BYTES // (4 * columns))
 
 
 def pieces(count: int, columns: int):
-    """Slices that cover range(count), each of at most 256 KiB of float32 rows."""
-    size = max(1, PIECE_BYTES // (4 * columns))
+    """Slices that cover range(count), each of at most 512 KiB of float32 rows."""
+    size = piece_rows(columns)
     return (slice(start, min(start + size, count)) for start in range(0, count, size))
 
 
-def _rows_of(array, rows):
-    return np.take(array, rows, axis=0, mode="clip")
+def _take(array, rows, out):
+    # In range already, and numpy copies unchecked rows without a buffer.
+    np.take(array, rows, axis=0, out=out, mode="clip")
+
+
+class Reading:
+    """Rows [S, D] as they are at one step, read in pieces while others are sent; made by `Matrix.reading`.
+
+    The matrix is free between two pieces. Before it changes, it has the rest read.
+
+    Attributes:
+      version: the step.
+    """
+
+    def __init__(self, matrix: "Matrix", rows: np.ndarray, read: Callable):
+        self.version = matrix.version
+        self._matrix, self._read, self._count = matrix, read, len(rows)
+        self._next, self._rest = 0, None
+
+    def take(self, out: np.ndarray) -> np.ndarray:
+        """The next rows, as many as ``out`` [n, D] has, in it."""
+        with self._matrix.lock:
+            piece = slice(self._next, self._next + len(out))
+            if self._rest is None:
+                self._read(piece, out)
+            else:
+                out[...] = self._rest[: len(out)]
+                self._rest = self._rest[len(out) :]
+            self._next = piece.stop
+        return out
+
+    def finish(self) -> None:
+        """Read what has not been taken, since it is about to change."""
+        if self._rest is None:
+            self._rest = np.empty((self._count - self._next, self._matrix.spec.columns), np.float32)
+            self._read(slice(self._next, self._count), self._rest)
 
 
 class Matrix:
@@ -46,6 +103,7 @@ class Matrix:
         # The slot of adagrad is held without its first 0.1, so that a mapped file of zeros needs no writing.
         self.slot = allocate((spec.rows, spec.columns), np.float32) if spec.has_slot else None
         self.updated = allocate((spec.rows,), np.int64)
+        self._readings: weakref.WeakSet[Reading] = weakref.WeakSet()
         for piece in pieces(spec.rows, spec.columns):
             local = np.arange(piece.start, piece.stop, dtype=np.int64)
             self.weights[piece] = first_rows(spec.first + local * spec.stride, spec.columns, spec.seed, spec.scale)
@@ -64,14 +122,18 @@ class Matrix:
         rows = checked_rows(rows, self.spec.rows)
         values = np.empty((len(rows), self.spec.columns), np.float32) if out is None else out
         with self.lock:
-            maps = self._missed(self.updated[rows])
+            read = self._reader(rows)
             for piece in pieces(len(rows), self.spec.columns):
-                # In range already, and numpy copies unchecked rows without a buffer.
-                np.take(self.weights, rows[piece], axis=0, out=values[piece], mode="clip")
-                if maps is not None:
-                    slot = _rows_of(self.slot, rows[piece]) if self._maps_slot else None
-                    self._catch_up(maps[piece], values[piece], slot, with_slot=False)
+                read(piece, values[piece])
         return values
+
+    def reading(self, rows: np.ndarray) -> "Reading":
+        """The present values of int64 rows [S], to be read in pieces. ValueError as in ``pull``."""
+        rows = checked_rows(rows, self.spec.rows)
+        with self.lock:
+            reading = Reading(self, rows, self._reader(rows))
+            self._readings.add(reading)
+        return reading
 
     def push(self, rows: np.ndarray, gradients: np.ndarray, learning_rate: float, version: int | None = None) -> int:
         """Make one step with the gradients [S, D] of strictly increasing ``rows`` [S]; the others get a zero gradient.
@@ -88,15 +150,17 @@ class Matrix:
         """
         rows = checked_rows(rows, self.spec.rows, increasing=True)
         gradients = checked_values(gradients, (len(rows), self.spec.columns))
-        learning_rate = checked_learning_rate(learning_rate)
+        return self.step(rows, gradients, checked_learning_rate(learning_rate), version)
+
+    def step(self, rows: np.ndarray, gradients: np.ndarray, learning_rate: float, version: int | None = None) -> int:
+        """``push`` of what has passed its checks."""
         with self.lock:
             if version is not None and version != self.version:
                 raise StepMismatch(
                     f"the gradients are for step {version}, the matrix is at {self.version}", self.version
                 )
-            maps = self._missed(self.updated[rows])
-            for piece in pieces(len(rows), self.spec.columns):
-                self._update(rows[piece], gradients[piece], learning_rate, None if maps is None else maps[piece])
+            self._finish_readings()
+            self._update(rows, gradients, learning_rate)
             self.skipped.append(step_map(self.spec, learning_rate))
             self.updated[rows] = self.version
             self._refresh_some()
@@ -108,9 +172,9 @@ class Matrix:
         with self.lock:
             weights = self.weights[start:stop].copy()
             slot = None if self.slot is None else self.slot[start:stop].copy()
-            maps = self._missed(self.updated[rows])
-            if maps is not None:
-                self._catch_up(maps, weights, slot)
+            missed = self._missed(self.updated[rows])
+            if missed is not None:
+                self._catch_up(missed.of_rows(), weights, slot)
         return weights, slot
 
     def assign(self, start: int, weights: np.ndarray, slot: np.ndarray | None = None) -> None:
@@ -123,6 +187,7 @@ class Matrix:
                 raise ValueError(f"rule {self.spec.rule} keeps no slot, but one is given")
             slot = checked_values(slot, shape)
         with self.lock:
+            self._finish_readings()
             self.weights[start : start + len(weights)] = weights
             if self.slot is not None:
                 self.slot[start : start + len(weights)] = 0 if slot is None else slot
@@ -131,60 +196,142 @@ class Matrix:
     def set_version(self, version: int) -> None:
         """Count steps from ``version`` on; every row keeps its present value."""
         with self.lock:
+            self._finish_readings()
             for piece in pieces(self.spec.rows, self.spec.columns):
                 self._refresh(piece.start, piece.stop)
             self.skipped = SkippedSteps()
             self.skipped.version = version
             self.updated[:] = version
 
+    def _finish_readings(self):
+        for reading in list(self._readings):
+            reading.finish()
+
     @property
     def _maps_slot(self) -> bool:
         return self.spec.rule == "momentum" and self.slot is not None
 
     def _missed(self, updated):
-        """float32 [n, 2, 2], the maps of the steps since ``updated`` [n]; None if nothing has been missed."""
-        if not self.spec.skipping_changes:
+        """What rows updated at steps ``updated`` [n] have missed; None if nothing."""
+        if not self.spec.skipping_changes or not len(updated):
             return None
-        distinct, which = np.unique(updated, return_inverse=True)
-        if not len(distinct) or distinct[0] == self.version:
+        oldest = updated.min()
+        if oldest == self.version:
             return None
-        return self.skipped.since(distinct).astype(np.float32)[which]
+        # Few steps are distinct, and all are within the last SPAN: a table is faster than sorting.
+        place = np.zeros(self.version - oldest + 1, np.intp)
+        place[updated - oldest] = 1
+        distinct = np.flatnonzero(place)
+        place[distinct] = np.arange(len(distinct))
+        return Missed(self.skipped.since(distinct + oldest), place[updated - oldest])
 
-    def _catch_up(self, maps, weights, slot, with_slot=True):
+    def _catch_up(self, maps, weights, slot):
         """Apply maps [n, 2, 2] to weights [n, D], and to the slot where they change it, in place."""
         if not self._maps_slot:
             weights *= maps[:, 1, 1, None]
             return
-        next_slot = maps[:, 0, 0, None] * slot if with_slot else None
-        if with_slot and self.spec.weight_decay:
+        next_slot = maps[:, 0, 0, None] * slot
+        if self.spec.weight_decay:
             next_slot += maps[:, 0, 1, None] * weights
         weights *= maps[:, 1, 1, None]
         weights += maps[:, 1, 0, None] * slot
-        if with_slot:
-            slot[...] = next_slot
+        slot[...] = next_slot
 
-    def _update(self, rows, gradients, learning_rate, maps):
-        spec, rate, decay = self.spec, np.float32(learning_rate), np.float32(self.spec.weight_decay)
-        weights = _rows_of(self.weights, rows)
-        slot = None if self.slot is None else _rows_of(self.slot, rows)
-        if maps is not None:
-            self._catch_up(maps, weights, slot)
-        if spec.rule == "adagrad":
-            weights *= np.float32(1 - learning_rate * spec.weight_decay)
-            slot += gradients * gradients
-            weights -= rate * gradients / np.sqrt(ADAGRAD_FIRST + slot)
-        elif slot is None:
-            weights *= np.float32(1 - learning_rate * spec.weight_decay)
-            weights -= rate * gradients
+    def _reader(self, rows):
+        """Function of (slice, out [n, D]) that reads the present weights of that many of ``rows``."""
+        missed = self._missed(self.updated[rows])
+        if missed is None:
+            return lambda piece, out: _take(self.weights, rows[piece], out)
+        if not self._maps_slot:
+            factors = missed.of_rows(missed.maps[:, 1, 1, None])
+
+            def scaled(piece, out):
+                _take(self.weights, rows[piece], out)
+                out *= factors[piece]
+
+            return scaled
+        factors = missed.of_rows(missed.maps[:, 1:])
+        before = np.empty((2, *self._piece_shape(rows)), np.float32)
+
+        def mapped(piece, out):
+            # A block of a message is larger than a piece.
+            for start in range(piece.start, piece.stop, before.shape[1]):
+                some = slice(start, min(start + before.shape[1], piece.stop))
+                given = before[:, : some.stop - start]
+                _take(self.slot, rows[some], given[0])
+                _take(self.weights, rows[some], given[1])
+                new = out[start - piece.start : some.stop - piece.start, None]
+                np.matmul(factors[some], given.transpose(1, 0, 2), out=new)
+
+        return mapped
+
+    def _update(self, rows, gradients, learning_rate):
+        """One step of ``rows``, by several threads."""
+        make = self._adagrad_updater if self.spec.rule == "adagrad" else self._linear_updater
+        updater = make(rows, gradients, learning_rate)
+        parts = list(pieces(len(rows), self.spec.columns))
+        workers = _WORKERS if len(parts) >= 2 * _WORKERS else 1
+
+        def work(number):
+            update = updater()
+            for piece in parts[number::workers]:
+                update(piece)
+
+        if workers == 1:
+            work(0)
         else:
-            slot *= np.float32(spec.momentum)
-            slot += gradients
-            if decay:
-                slot += decay * weights
-            weights -= rate * slot
-        self.weights[rows] = weights
-        if slot is not None:
-            self.slot[rows] = slot
+            list(_pool.map(work, range(workers)))
+
+    def _linear_updater(self, rows, gradients, learning_rate):
+        """Function that makes, for each thread, a function of a slice that updates that many of ``rows``.
+
+        What the steps missed and the present one make of slot, weight and gradient is one matrix for each row.
+        """
+        missed = self._missed(self.updated[rows])
+        steps = step_map(self.spec, learning_rate)
+        steps = steps[None] if missed is None else steps @ missed.maps
+        factors = np.concatenate([steps, np.broadcast_to([[1.0], [-learning_rate]], (len(steps), 2, 1))], axis=2)
+        arrays = [self.weights] if self.slot is None else [self.slot, self.weights]
+        factors = factors[:, 2 - len(arrays) :, 2 - len(arrays) :]
+        factors = (missed or Missed(steps, np.zeros(len(rows), np.intp))).of_rows(factors)
+
+        def make():
+            shape = self._piece_shape(rows)
+            before, after = (np.empty((count, *shape), np.float32) for count in (len(arrays) + 1, len(arrays)))
+
+            def update(piece):
+                given, new = before[:, : piece.stop - piece.start], after[:, : piece.stop - piece.start]
+                for array, place in zip(arrays, given, strict=False):
+                    _take(array, rows[piece], place)
+                given[-1] = gradients[piece]
+                np.matmul(factors[piece], given.transpose(1, 0, 2), out=new.transpose(1, 0, 2))
+                for array, values in zip(arrays, new, strict=True):
+                    array[rows[piece]] = values
+
+            return update
+
+        return make
+
+    def _adagrad_updater(self, rows, gradients, learning_rate):
+        """As ``_linear_updater``, which tells what it returns."""
+        read = self._reader(rows)
+        rate = np.float32(learning_rate)
+        decay = np.float32(1 - learning_rate * self.spec.weight_decay)
+
+        def update(piece):
+            given = gradients[piece]
+            weights, slot = np.empty_like(given), np.empty_like(given)
+            read(piece, weights)
+            _take(self.slot, rows[piece], slot)
+            weights *= decay
+            slot += given * given
+            weights -= rate * given / np.sqrt(ADAGRAD_FIRST + slot)
+            self.weights[rows[piece]], self.slot[rows[piece]] = weights, slot
+
+        return lambda: update
+
+    def _piece_shape(self, rows):
+        return min(len(rows), piece_rows(self.spec.columns)), self.spec.columns
 
     def _refresh_some(self):
         """Bring the next few rows up to date; half the remembered steps bring all."""

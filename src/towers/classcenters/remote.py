@@ -15,21 +15,33 @@ import numpy as np
 from ..errors import PeerLost, StorageError, UserError
 from .protocol import class_centers_pb2 as messages
 from .spec import MatrixSpec, StepMismatch, checked_learning_rate, checked_rows, checked_values, merged
-from .wire import CHANNEL_OPTIONS, PULL_ROWS, SERVICE, block_rows, blocks, read_block, spec_of, specification_of
+from .wire import (
+    CHANNEL_OPTIONS,
+    PULL_ROWS,
+    SERVICE,
+    block_rows,
+    decoded_block,
+    encoded_parts,
+    encoded_pull,
+    serialized,
+    spec_of,
+    specification_of,
+)
 from .wire import values_of as state_values
 
 _PULL_BYTES = 1 << 26
+# Call -> how a reply is parsed; None: it is taken as bytes.
 _REPLIES = {
-    "Describe": messages.Description,
-    "Create": messages.MatrixDescription,
-    "Pull": messages.Block,
-    "Push": messages.PushReply,
-    "Read": messages.StateBlock,
-    "Write": messages.WriteReply,
-    "Commit": messages.MatrixDescription,
-    "Save": messages.Description,
-    "Load": messages.Description,
-    "Metrics": messages.MetricsReply,
+    "Describe": messages.Description.FromString,
+    "Create": messages.MatrixDescription.FromString,
+    "Pull": None,
+    "Push": messages.PushReply.FromString,
+    "Read": messages.StateBlock.FromString,
+    "Write": messages.WriteReply.FromString,
+    "Commit": messages.MatrixDescription.FromString,
+    "Save": messages.Description.FromString,
+    "Load": messages.Description.FromString,
+    "Metrics": messages.MetricsReply.FromString,
 }
 _STREAMS_IN, _STREAMS_OUT = {"Push", "Write"}, {"Pull", "Read"}
 
@@ -275,12 +287,11 @@ class RemoteStore:
 
     def _pull_part(self, shard, name, rows, version, out):
         def once():
-            request = messages.PullRequest(
-                matrix=name, rows=rows.tolist(), version=version, generation=self._generations[shard]
-            )
+            request = messages.PullRequest(matrix=name, version=version, generation=self._generations[shard])
+            data = encoded_pull(request, rows)
             filled = 0
-            for block in self._calls[shard]["Pull"](request, timeout=self.timeout, metadata=self.metadata):
-                _, values = read_block(block, out.shape[1])
+            for block in self._calls[shard]["Pull"](data, timeout=self.timeout, metadata=self.metadata):
+                _, values = decoded_block(block, out.shape[1])
                 out[filled : filled + len(values)] = values
                 filled += len(values)
             if filled != len(rows):
@@ -301,8 +312,7 @@ class RemoteStore:
 
         def parts():
             yield messages.PushPart(header=header)
-            for block in blocks(kept.rows, kept.gradients):
-                yield messages.PushPart(block=block)
+            yield from encoded_parts(kept.rows, kept.gradients)
 
         return self._calls[shard]["Push"](parts(), timeout=self.timeout, metadata=self.metadata)
 
@@ -386,12 +396,12 @@ def _channel(address, ca, certificate):
 
 def _calls(channel):
     calls = {}
-    for name, reply in _REPLIES.items():
+    for name, parse in _REPLIES.items():
         kind = f"{'stream' if name in _STREAMS_IN else 'unary'}_{'stream' if name in _STREAMS_OUT else 'unary'}"
         calls[name] = getattr(channel, kind)(
             f"/{SERVICE}/{name}",
-            request_serializer=lambda message: message.SerializeToString(),
-            response_deserializer=reply.FromString,
+            request_serializer=serialized,
+            response_deserializer=parse,
         )
     return calls
 

@@ -4,6 +4,7 @@ import functools
 import hmac
 import itertools
 from collections.abc import Callable, Iterator
+from concurrent import futures
 
 import grpc
 import numpy as np
@@ -12,8 +13,21 @@ from google.protobuf.message import DecodeError
 from ..errors import UserError
 from .protocol import class_centers_pb2 as messages
 from .shard import FenceTimeout, GenerationMismatch, Shard, Stopping
-from .spec import StepMismatch
-from .wire import MAX_MESSAGE_BYTES, SERVICE, block_rows, blocks, read_block, spec_of, specification_of, values_of
+from .spec import StepMismatch, checked_values
+from .wire import (
+    MAX_MESSAGE_BYTES,
+    SERVICE,
+    block_rows,
+    block_slices,
+    decoded_block,
+    decoded_part,
+    decoded_pull,
+    encoded_blocks,
+    serialized,
+    spec_of,
+    specification_of,
+    values_of,
+)
 
 _CODES = (
     (StepMismatch, grpc.StatusCode.FAILED_PRECONDITION),
@@ -24,6 +38,8 @@ _CODES = (
     (DecodeError, grpc.StatusCode.INVALID_ARGUMENT),
     ((UserError, OSError, MemoryError), grpc.StatusCode.RESOURCE_EXHAUSTED),
 )
+
+_READERS = 4
 
 
 class Service:
@@ -36,6 +52,8 @@ class Service:
     def __init__(self, shard: Shard, *, max_request_bytes: int = 1 << 28):
         self.shard = shard
         self.max_request_bytes = max_request_bytes
+        # Rows are read while others are sent.
+        self._pool = futures.ThreadPoolExecutor(_READERS, thread_name_prefix="reading")
         self.failures = dict.fromkeys((code.name for _, code in _CODES), 0)
 
     def describe(self, request: messages.DescribeRequest) -> messages.Description:
@@ -53,20 +71,19 @@ class Service:
         self.shard.create(request.name, spec_of(request.specification))
         return self._matrix(request.name)
 
-    def pull(self, request: messages.PullRequest) -> Iterator[messages.Block]:
+    def pull(self, given: tuple[messages.PullRequest, np.ndarray]) -> Iterator[bytes]:
+        request, rows = given
         self.shard.check_generation(request.generation)
         columns = self.shard.matrix(request.matrix).spec.columns
-        self._check_size(len(request.rows), columns)
-        rows = np.array(request.rows, np.int64)
+        self._check_size(len(rows), columns)
         version = request.version if request.HasField("version") else None
-        values, version = self.shard.pull(request.matrix, rows, version, request.generation)
-        return blocks(rows, values, version)
+        reading = self.shard.pull(request.matrix, rows, version, request.generation)
+        return _ahead(encoded_blocks(rows, _taken(reading, len(rows), columns), reading.version), self._pool)
 
-    def push(self, parts: Iterator[messages.PushPart]) -> messages.PushReply:
-        header = next(parts, messages.PushPart())
-        if header.WhichOneof("part") != "header":
+    def push(self, parts: Iterator[tuple[messages.PushHeader | None, memoryview | None]]) -> messages.PushReply:
+        header, _ = next(parts, (None, None))
+        if header is None:
             raise ValueError("a push begins with its header")
-        header = header.header
         self.shard.check_generation(header.generation)
         spec = self.shard.matrix(header.matrix).spec
         if not 0 <= header.rows <= spec.rows:
@@ -75,14 +92,15 @@ class Service:
         rows = np.empty(header.rows, np.int64)
         values = np.empty((header.rows, spec.columns), np.float32)
         filled = 0
-        for part in parts:
-            if part.WhichOneof("part") != "block":
+        for _, block in parts:
+            if block is None:
                 raise ValueError("a header is followed by blocks only")
-            some_rows, some_values = read_block(part.block, spec.columns)
+            some_rows, some_values = decoded_block(block, spec.columns)
             if filled + len(some_rows) > header.rows:
                 raise ValueError(f"more rows than the {header.rows} announced")
             rows[filled : filled + len(some_rows)] = some_rows
-            values[filled : filled + len(some_rows)] = some_values
+            # Here, while the block is in the processor's cache and others are on their way.
+            values[filled : filled + len(some_rows)] = checked_values(some_values, some_values.shape)
             filled += len(some_rows)
         if filled != header.rows:
             raise ValueError(f"{filled} rows instead of the {header.rows} announced")
@@ -102,9 +120,11 @@ class Service:
         spec = self.shard.matrix(request.matrix).spec
         if not 0 <= request.start <= request.stop <= spec.rows:
             raise ValueError(f"range [{request.start}, {request.stop}) is not within the {spec.rows} rows")
-        step = block_rows(spec.columns)
-        for start in range(request.start, request.stop, step):
-            weights, slot = self.shard.matrix(request.matrix).state(start, min(start + step, request.stop))
+        if request.start == request.stop:
+            return
+        for piece in block_slices(request.stop - request.start, spec.columns):
+            start = request.start + piece.start
+            weights, slot = self.shard.matrix(request.matrix).state(start, request.start + piece.stop)
             yield messages.StateBlock(
                 matrix=request.matrix,
                 start=start,
@@ -160,34 +180,34 @@ class Service:
             )
 
 
-# Call -> message of a request, whether requests and replies are streams.
+# Call -> how a request is parsed, whether requests and replies are streams.
 _CALLS = {
-    "Describe": (messages.DescribeRequest, False, False),
-    "Create": (messages.CreateRequest, False, False),
-    "Pull": (messages.PullRequest, False, True),
-    "Push": (messages.PushPart, True, False),
-    "Read": (messages.ReadRequest, False, True),
-    "Write": (messages.StateBlock, True, False),
-    "Commit": (messages.CommitRequest, False, False),
-    "Save": (messages.SnapshotRequest, False, False),
-    "Load": (messages.SnapshotRequest, False, False),
-    "Metrics": (messages.MetricsRequest, False, False),
+    "Describe": (messages.DescribeRequest.FromString, False, False),
+    "Create": (messages.CreateRequest.FromString, False, False),
+    "Pull": (decoded_pull, False, True),
+    "Push": (decoded_part, True, False),
+    "Read": (messages.ReadRequest.FromString, False, True),
+    "Write": (messages.StateBlock.FromString, True, False),
+    "Commit": (messages.CommitRequest.FromString, False, False),
+    "Save": (messages.SnapshotRequest.FromString, False, False),
+    "Load": (messages.SnapshotRequest.FromString, False, False),
+    "Metrics": (messages.MetricsRequest.FromString, False, False),
 }
 
 
 def handler(service: Service) -> grpc.GenericRpcHandler:
     """All calls. Requests are parsed in the call, since gRPC answers INTERNAL to what it cannot parse itself."""
     methods = {}
-    for name, (message, many_in, many_out) in _CALLS.items():
-        call = functools.partial(_call, service, getattr(service, name.lower()), message, many_in, many_out)
+    for name, (parse, many_in, many_out) in _CALLS.items():
+        call = functools.partial(_call, service, getattr(service, name.lower()), parse, many_in, many_out)
         kind = f"{'stream' if many_in else 'unary'}_{'stream' if many_out else 'unary'}_rpc_method_handler"
-        methods[name] = getattr(grpc, kind)(call, None, lambda reply: reply.SerializeToString())
+        methods[name] = getattr(grpc, kind)(call, None, serialized)
     return grpc.method_handlers_generic_handler(SERVICE, methods)
 
 
-def _call(service, function, message, many_in, many_out, request, context):
+def _call(service, function, parse, many_in, many_out, request, context):
     try:
-        reply = function(map(message.FromString, request) if many_in else message.FromString(request))
+        reply = function(map(parse, request) if many_in else parse(request))
         if not many_out:
             return reply
         # The first block is made here, so that what is wrong with a request is found before the stream begins.
@@ -204,6 +224,21 @@ def _call(service, function, message, many_in, many_out, request, context):
                     context.set_trailing_metadata((("towers-mismatch", kind), ("towers-version", str(error.version))))
                 context.abort(code, details)
         raise
+
+
+def _taken(reading, count, columns):
+    """Values of ``count`` rows, a block at a time; each is valid until the next."""
+    values = np.empty((min(count, block_rows(columns)), columns), np.float32)
+    for piece in block_slices(count, columns):
+        yield reading.take(values[: piece.stop - piece.start])
+
+
+def _ahead(replies, pool):
+    """Make each reply while the one before is sent."""
+    following = pool.submit(next, replies, None)
+    while (reply := following.result()) is not None:
+        following = pool.submit(next, replies, None)
+        yield reply
 
 
 def _stream(replies):

@@ -11,7 +11,7 @@ import numpy as np
 
 from ..errors import StorageError
 from . import journal, snapshots
-from .matrix import Matrix
+from .matrix import Matrix, Reading
 from .spec import MatrixSpec, StepMismatch, checked_learning_rate, checked_name, checked_rows, checked_values, merged
 from .store import Store
 
@@ -97,19 +97,18 @@ class Shard:
             self._write_journal({"kind": "create", "name": name, "spec": spec.to_json()})
             self._add(name, spec)
 
-    def pull(self, name: str, rows: np.ndarray, version: int | None, generation: int) -> tuple[np.ndarray, int]:
-        """Rows [S, D] and the version they are of; waits for a version. Rows are checked before."""
+    def pull(self, name: str, rows: np.ndarray, version: int | None, generation: int) -> Reading:
+        """Rows [S, D] to be read in pieces; waits for a version. ValueError for a row that is not there."""
         matrix = self.matrix(name)
         rows = checked_rows(rows, matrix.spec.rows)
         if version is not None:
             self._wait(name, version, generation)
         else:
             self.check_generation(generation, matrix.version)
-        with matrix.lock:
-            values, at = matrix.pull(rows), matrix.version
+        reading = matrix.reading(rows)
         self.counters["pulls"] += 1
         self.counters["pulled_rows"] += len(rows)
-        return values, at
+        return reading
 
     def push(
         self,
@@ -125,16 +124,18 @@ class Shard:
     ) -> tuple[int, bool]:
         """Accept gradients of a client for a step; apply the step if it is the last of the round.
 
+        Args:
+          gradients: float32 [S, D] of ``rows`` [S], all finite: that is checked before, as they arrive.
+
         Returns:
           The version then, and whether this push was known already.
 
         Raises:
-          ValueError: as `Matrix.push`, or no such client, or another learning rate than the others'.
+          ValueError: wrong rows or learning rate, or no such client, or another learning rate than the others'.
           StepMismatch: the push is for a step that is over or too far ahead. In each case nothing has changed.
         """
         matrix = self.matrix(name)
         rows = checked_rows(rows, matrix.spec.rows, increasing=True)
-        gradients = checked_values(gradients, (len(rows), matrix.spec.columns))
         learning_rate = checked_learning_rate(learning_rate)
         if not 0 <= client < self.clients:
             raise ValueError(f"client {client} is not in [0, {self.clients})")
@@ -166,8 +167,9 @@ class Shard:
             try:
                 while len(self._waiting[name].get(matrix.version, {})) == self.clients:
                     self._apply_round(name, matrix)
-            except OSError:
-                # The round was not written down, so it has not happened; the client may send this again.
+            except (OSError, ValueError):
+                # The round was not written down, so it has not happened; the client may send this again. Or the sum of
+                # finite gradients is not finite.
                 waiting.pop(client, None)
                 raise
             finally:
@@ -269,15 +271,16 @@ class Shard:
         everyone = [pushed[client] for client in sorted(pushed)]
         rows, gradients = everyone[0].rows, everyone[0].gradients
         if len(everyone) > 1:
-            rows, gradients = merged(
-                np.concatenate([one.rows for one in everyone]), np.concatenate([one.gradients for one in everyone])
-            )
-            gradients = gradients / np.float32(len(everyone))
+            with np.errstate(over="ignore", invalid="ignore"):
+                rows, gradients = merged(
+                    np.concatenate([one.rows for one in everyone]), np.concatenate([one.gradients for one in everyone])
+                )
+            gradients = checked_values(gradients / np.float32(len(everyone)), gradients.shape)
         requests = {str(client): [version, one.request] for client, one in pushed.items()}
         rate = everyone[0].learning_rate
         facts = {"kind": "round", "name": name, "version": version, "rate": rate, "requests": requests}
         self._write_journal(facts, rows, gradients)
-        matrix.push(rows, gradients, rate, version)
+        matrix.step(rows, gradients, rate, version)
         self._applied[name].update(requests)
         del self._waiting[name][version]
         self.counters["rounds"] += 1

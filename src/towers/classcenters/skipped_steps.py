@@ -54,10 +54,12 @@ class SkippedSteps:
                 products[chosen] = level[(at[chosen] >> k) % len(level)] @ products[chosen]
                 at[chosen] += 1 << k
 
+        # No block may be longer than the longest time.
+        levels = min(SPAN_BITS, int(self.version - at.min(initial=self.version)).bit_length())
         # Up to the borders of ever larger blocks of steps, then down again to the present.
-        for k in range(SPAN_BITS + 1):
+        for k in range(levels + 1):
             take(k, at >> k & 1 == 1)
-        for k in range(SPAN_BITS, -1, -1):
+        for k in range(levels, -1, -1):
             take(k, True)
         return products
 

@@ -22,7 +22,11 @@ PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 _START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _BASELINE = 0xC0
 _START_OF_SCAN = 0xDA
+_EXIF_SEGMENT = 0xE1
 _FRAME_OR_SCAN = _START_OF_FRAME | {_START_OF_SCAN}
+_EXIF_OR_SCAN = frozenset([_EXIF_SEGMENT, _START_OF_SCAN])
+# Degrees clockwise that a decoder turns the stored pixels by -> what EXIF calls that.
+_ORIENTATIONS = {90: 6, 180: 3, 270: 8}
 _FRAME = struct.Struct(">BHHB")
 # The header that libjpeg writes unless asked for more, up to the scan: JFIF, one or two quantization tables, a baseline
 # frame of one or three components of 8 bits, the standard Huffman tables. Groups: height, width.
@@ -109,6 +113,35 @@ def decode_plain_jpeg(encoded: bytes, pixels: np.ndarray) -> np.ndarray:
 def has_exif(encoded: bytes) -> bool:
     """Whether a JPEG may hold an orientation; also true for one with such bytes among others."""
     return encoded.find(b"Exif\0\0", 0, encoded.find(b"\xff\xda")) >= 0
+
+
+def turned(encoded: bytes, degrees: int) -> bytes:
+    """The same JPEG, its pixels turned by 0, 90, 180 or 270 degrees clockwise from how they are stored.
+
+    Nothing is lost: an EXIF orientation says so, in the place of all that the file's own EXIF said. One whose header is
+    broken comes back as it is, for `read_header` to refuse. Raises BadPicture for a PNG, unless it stays as it is.
+    """
+    if encoded.startswith(PNG_MAGIC) and degrees:
+        raise BadPicture(f"PNG: only a JPEG can be turned, by {degrees} degrees")
+    if not encoded.startswith(JPEG_MAGIC):
+        return encoded
+    parts, kept_until = [encoded[:2]], 2
+    if degrees:
+        # One entry, the orientation (0x0112), as one short.
+        exif = b"Exif\0\0MM\0*" + struct.pack(">IHHHIHHI", 8, 1, 0x0112, 3, 1, _ORIENTATIONS[degrees], 0, 0)
+        parts.append(struct.pack(">BBH", 0xFF, _EXIF_SEGMENT, len(exif) + 2) + exif)
+    try:
+        place = _find_segment(encoded, 2, _EXIF_OR_SCAN)
+        while encoded[place + 1] != _START_OF_SCAN:
+            end = place + 2 + (encoded[place + 2] << 8 | encoded[place + 3])
+            # The same marker is also that of other metadata.
+            if encoded.startswith(b"Exif\0\0", place + 4):
+                parts.append(encoded[kept_until:place])
+                kept_until = end
+            place = _find_segment(encoded, end, _EXIF_OR_SCAN)
+    except (IndexError, BadPicture):
+        return encoded
+    return b"".join([*parts, encoded[kept_until:]])
 
 
 def fit(picture: np.ndarray, load_size: int) -> np.ndarray:

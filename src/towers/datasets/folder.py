@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import BadData
-from .decoding import MAX_ENCODED_BYTES
+from .decoding import MAX_ENCODED_BYTES, turned
 
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png")
 # Most pictures come whole with the first read; a larger one would take fresh pages from the system each time.
@@ -81,6 +81,22 @@ class PathSource:
     def where(self, record: int) -> str:
         """The path of a record."""
         return self.paths[record]
+
+
+class TurnedSource(PathSource):
+    """JPEGs that come turned: `degrees[r]` clockwise (0, 90, 180 or 270), from how the pixels are stored.
+
+    What the files' own EXIF says of their orientation is left aside.
+    """
+
+    def __init__(self, paths: Sequence[str | os.PathLike], degrees: Sequence[int] | np.ndarray):
+        super().__init__(paths)
+        self.degrees = np.asarray(degrees, np.int64)
+
+    def read(self, records: Sequence[int] | np.ndarray) -> list[bytes]:
+        """The encoded bytes of each record; OSError where a file cannot be read, BadPicture where it is a PNG."""
+        found = super().read(records)
+        return [turned(encoded, int(self.degrees[record])) for encoded, record in zip(found, records, strict=True)]
 
 
 def read_folder(root: str | os.PathLike, *, min_images_per_class: int = 1) -> Source:

@@ -45,7 +45,7 @@ class Pictures:
         wanted = [record for record in records if record >= 0]
         try:
             encoded = self.source.read(wanted)
-        except OSError:
+        except (OSError, BadPicture):
             return [None] * len(records)
         if len(wanted) == len(records):
             return encoded

@@ -35,17 +35,29 @@ class Task:
 
 @dataclass(frozen=True)
 class RetrievalSet:
-    """Pictures with labels, -1 for distractors, and the tasks among them."""
+    """Pictures with labels, -1 for distractors, and the tasks among them.
+
+    ``turns``: int64 [N], degrees clockwise by which the pixels as stored are to be turned upright; None: as EXIF says.
+    """
 
     paths: list[str]
     labels: np.ndarray
     tasks: list[Task]
+    turns: np.ndarray | None = None
 
 
-def read_holidays(folder: str | Path) -> RetrievalSet:
+def read_holidays(folder: str | Path, rotations: str | Path | None = None) -> RetrievalSet:
     """``FOLDER/100000.jpg`` or ``FOLDER/jpg/100000.jpg``: number // 100 is the scene, number % 100 == 0 the query.
 
-    A query is not looked for itself. Raises BadData: no such pictures, or a scene without its query.
+    A query is not looked for itself.
+
+    Args:
+      rotations: file that says which pictures are to be turned upright, as MultiGrain's holidays-rotate.yaml: a line
+        such as ``"100600.jpg": 90,`` for each of them, degrees clockwise.
+
+    Raises:
+      BadData: no such pictures, a scene without its query, or a list with a bad line or other pictures.
+      UserError: no such list.
     """
     numbered = _numbered(folder, r"(\d{4,})", "jpg", "100000.jpg, 100001.jpg ...")
     numbers = np.array([number for number, _ in numbered])
@@ -56,9 +68,9 @@ def read_holidays(folder: str | Path) -> RetrievalSet:
             f"{folder}: {lost[0] * 100}.jpg, the query of {len(lost)} scene(s), is missing; copy all pictures"
         )
     everything = np.arange(len(numbered))
-    return RetrievalSet(
-        [path for _, path in numbered], numbers // 100, [Task("holidays", queries, everything, own=queries)]
-    )
+    paths = [path for _, path in numbered]
+    turns = None if rotations is None else _read_turns(rotations, paths)
+    return RetrievalSet(paths, numbers // 100, [Task("holidays", queries, everything, own=queries)], turns)
 
 
 def read_ukbench(folder: str | Path) -> RetrievalSet:
@@ -142,6 +154,41 @@ def _numbered(folder: str | Path, pattern: str, inner: str | None, expected: str
     if not found:
         raise BadData(f"{folder}: holds no pictures named {expected}")
     return sorted(found)
+
+
+def _read_turns(file: str | Path, paths: list[str]) -> np.ndarray:
+    """Degrees clockwise of each picture, int64 [N], 0 for those that the list does not name."""
+    try:
+        lines = Path(file).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--holidays_rotations {file}: cannot be read ({error}); give a text file") from error
+    places = {Path(path).name.lower(): place for place, path in enumerate(paths)}
+    turns, lines_of = np.zeros(len(paths), np.int64), {}
+    for number, line in enumerate(lines, start=1):
+        entry = line.split("#", 1)[0].strip()
+        if entry in ("", "{", "}"):
+            continue
+        match = re.fullmatch(r"""(["']?)([^"':\s]+)\1\s*:\s*(0|90|180|270)\s*,?""", entry)
+        if match is None:
+            raise BadData(
+                f'{file}:{number}: "{entry[:60]}" is not "picture: degrees"; write for example "100600.jpg: 90", the '
+                "degrees clockwise (0, 90, 180 or 270), one picture a line"
+            )
+        name, degrees = match[2].lower(), int(match[3])
+        if name not in places:
+            raise BadData(
+                f"{file}:{number}: {match[2]} is not among the {len(paths)} pictures of {Path(paths[0]).parent}; copy "
+                "all pictures there, or take the line out"
+            )
+        if name in lines_of:
+            raise BadData(
+                f"{file}:{number}: {match[2]} is in line {lines_of[name]} already; take one of the two lines out"
+            )
+        lines_of[name] = number
+        turns[places[name]] = degrees
+    if not lines_of:
+        raise BadData(f'{file}: names no picture; write lines such as "100600.jpg: 90"')
+    return turns
 
 
 def _by_number(folder: Path) -> list[Path]:

@@ -39,6 +39,7 @@ MAY_DIFFER = frozenset(
         "dry_run",
         "val_dir",
         "holidays_dir",
+        "holidays_rotations",
         "copydays_dir",
         "distractors",
         "lfw_dir",

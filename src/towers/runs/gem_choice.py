@@ -1,10 +1,12 @@
 """The power of GeM pooling that suits pictures of another size than those of training.
 
 MultiGrain (Berman et al., 2019), section 4.2: the larger the map, the larger the best power. It is chosen on a task
-that needs no labels: augmented versions of a picture must find each other.
+that needs no labels: augmented versions of a picture must find each other. Or it is fine-tuned alone on the classes.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -12,11 +14,14 @@ import tensorflow as tf
 
 from ..datasets.augmentation import augment, centre_crop
 from ..datasets.decoding import BadPicture, fit
-from ..datasets.folder import Source
+from ..datasets.folder import Source, read_folder
 from ..datasets.lighting import light
 from ..errors import BadData, UserError
 from ..evaluation.retrieval import average_precisions, normalised, positive_ranks
 from ..networks.gem import GeM, check_p, gem
+from ..summaries import RunLog
+from ..training import optimizers
+from .pictures import labels_among
 from .retrieval_sheets import read_picture
 
 VERSIONS = 5
@@ -31,15 +36,13 @@ def pooled_by(network: keras.Model) -> Callable[[tf.Tensor, Sequence[float]], li
     Raises:
       UserError: the network has no GeM pooling.
     """
-    pools = [layer for layer in network.layers if isinstance(layer, GeM)]
-    if not pools:
-        raise UserError(f"network {network.name} has no GeM pooling, so there is no power to choose")
-    maps = keras.Model(network.input, pools[0].input)
-    tail = None if network.output is pools[0].output else keras.Model(pools[0].output, network.output)
+    pool = _pooling_of(network)
+    maps = keras.Model(network.input, pool.input)
+    tail = None if network.output is pool.output else keras.Model(pool.output, network.output)
 
     @tf.function(autograph=False)
     def embeddings(images, powers):
-        values = tf.cast(maps(tf.cast(images, network.compute_dtype), training=False), pools[0].compute_dtype)
+        values = tf.cast(maps(tf.cast(images, network.compute_dtype), training=False), pool.compute_dtype)
         pooled = [gem(values, power) for power in powers]
         return pooled if tail is None else [tail(each, training=False) for each in pooled]
 
@@ -89,7 +92,7 @@ def compare_powers(
     versions, centres = [[] for _ in powers], [[] for _ in powers]
     for number, record in enumerate(records):
         try:
-            picture = fit(read_picture(source.where(int(record))), load_size)
+            picture = fit(read_picture(source, int(record)), load_size)
         except BadPicture as error:
             raise BadData(f"{source.where(int(record))}: {error}; replace or remove this picture") from error
         positions = tf.range(number * VERSIONS, (number + 1) * VERSIONS, dtype=tf.int64)
@@ -119,3 +122,47 @@ def compare_powers(
             figures["accuracy"] = float(np.mean(classify(np.concatenate(middle)) == labels))
         found.append(figures)
     return found
+
+
+def learnt_power(network: keras.Model) -> keras.Variable:
+    """The variable of a network built with ``learn_gem_p``."""
+    return _pooling_of(network).power
+
+
+def pictures_to_fine_tune_on(data_dir: Path, images_per_class: int, class_names: list[str]) -> Source:
+    """The first pictures of each class, labelled by ``class_names``.
+
+    Raises:
+      UserError: no pictures of a class are asked for. BadData: none there, or a class that is not among them.
+    """
+    if images_per_class < 1:
+        raise UserError(f"--images_per_class {images_per_class}: give 1 or more; MultiGrain took 50")
+    source = read_folder(data_dir)
+    source = source.subset(choose_pictures(source, images_per_class, len(source)))
+    return replace(source, labels=labels_among(source, class_names), class_names=class_names)
+
+
+def check_options(*, optimizer: str, sync_bn: bool) -> None:
+    """Raise UserError for options that mean nothing where p is all that is trained."""
+    if optimizer == optimizers.THOR:
+        raise UserError(f"--optimizer {optimizer}: preconditions weights of layers, of which none is trained; give SGD")
+    if sync_bn:
+        raise UserError("--sync_bn: batch normalisation stays as it is while p is fine-tuned; leave it out")
+
+
+def power_validator(power: keras.Variable) -> Callable[[RunLog, int], dict]:
+    """Tells the learnt power, as ``gem_p``."""
+
+    def validate(log: RunLog, step: int) -> dict:
+        value = float(power.numpy())
+        log.text(f"power of GeM pooling: {value:.4f}")
+        return {"gem_p": value}
+
+    return validate
+
+
+def _pooling_of(network: keras.Model) -> GeM:
+    for layer in network.layers:
+        if isinstance(layer, GeM):
+            return layer
+    raise UserError(f"network {network.name} has no GeM pooling, so there is no power to choose")

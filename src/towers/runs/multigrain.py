@@ -16,7 +16,7 @@ from ..errors import UserError
 from . import pictures, retrieval, validation
 
 AUGMENTATION_OPTIONS = f"{pictures.AUGMENTATION_OPTIONS} autoaugment lighting"
-VALIDATION_OPTIONS = "val_dir holidays_dir copydays_dir distractors"
+VALIDATION_OPTIONS = "val_dir holidays_dir holidays_rotations copydays_dir distractors"
 
 
 def standin_data_set(project: Path) -> dict[str, Path]:
@@ -82,6 +82,7 @@ def validators(
     *,
     val_dir: Path | None,
     holidays_dir: Path | None,
+    holidays_rotations: Path | None,
     copydays_dir: Path | None,
     distractors: Path | None,
     image_size: int,
@@ -90,17 +91,24 @@ def validators(
     """Validations of the grains that there are pictures for: classes, instances, copies.
 
     Raises:
-      UserError: distractors and no copies. BadData: pictures of classes that are not trained.
+      UserError: distractors and no copies, or rotations and no instances. BadData: pictures of classes that are not
+        trained.
     """
     sizes = {"image_size": image_size, "load_size": load_size}
     if distractors is not None and copydays_dir is None:
         raise UserError("--distractors are put beside the originals of --copydays_dir; give it too")
+    if holidays_rotations is not None and holidays_dir is None:
+        raise UserError("--holidays_rotations turns the pictures of --holidays_dir; give it too")
     found = []
     if val_dir is not None:
         source, labels = pictures.labelled_pictures(val_dir, class_names)
         found.append(validation.classes_validator(towers, network, source, labels, head, **sizes))
     if holidays_dir is not None:
-        found.append(retrieval.retrieval_validator(towers, network, "holidays", holidays_dir, **sizes))
+        found.append(
+            retrieval.retrieval_validator(
+                towers, network, "holidays", holidays_dir, holidays_rotations=holidays_rotations, **sizes
+            )
+        )
     if copydays_dir is not None:
         found.append(
             retrieval.retrieval_validator(towers, network, "copydays", copydays_dir, distractors=distractors, **sizes)

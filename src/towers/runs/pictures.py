@@ -95,16 +95,24 @@ def labelled_pictures(root: Path, class_names: list[str]) -> tuple[folder.PathSo
       BadData: a class that is not among ``class_names``.
     """
     source = folder.read_folder(root)
+    return folder.PathSource([source.where(record) for record in range(len(source))]), labels_among(source, class_names)
+
+
+def labels_among(source: folder.Source, class_names: list[str]) -> np.ndarray:
+    """The labels [N] of a source by ``class_names``, by the names of its own classes.
+
+    Raises:
+      BadData: a class that is not among ``class_names``.
+    """
     known = {name: label for label, name in enumerate(class_names)}
     foreign = [name for name in source.class_names if name not in known]
     if foreign:
         shown = ", ".join(foreign[:5]) + (" ..." if len(foreign) > 5 else "")
         raise BadData(
-            f"{root}: {len(foreign)} of {len(source.class_names)} classes are not among the {len(known)} trained ones: "
-            f"{shown}; its folders must have the names of the training folders, such as {class_names[0]}"
+            f"{source.root}: {len(foreign)} of {len(source.class_names)} classes are not among the {len(known)} "
+            f"trained ones: {shown}; its folders must have the names of the training folders, such as {class_names[0]}"
         )
-    labels = np.array([known[name] for name in source.class_names], np.int64)[source.labels]
-    return folder.PathSource([source.where(record) for record in range(len(source))]), labels
+    return np.array([known[name] for name in source.class_names], np.int64)[source.labels]
 
 
 def refuse_root_of_splits(data_dir: Path) -> None:

@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from .. import export
 from ..datasets.decoding import BadPicture, Quarantine
-from ..datasets.folder import PathSource, read_folder
+from ..datasets.folder import read_folder
 from ..distribution import Towers
 from ..errors import BadData, UserError
 from ..evaluation import retrieval_sets
@@ -26,22 +26,29 @@ from ..evaluation.retrieval import (
 )
 from ..evaluation.retrieval_sets import RetrievalSet
 from ..summaries import RunLog
-from .retrieval_sheets import read_picture, write_sheet
+from .retrieval_sheets import read_picture, source_of, write_sheet
 from .validation import embed_source
 
 PROTOCOLS = ("holidays", "ukbench", "copydays", "folder")
 RECALLS = (1, 5, 10)
 
 
-def read_set(protocol: str, data_dir: Path, distractors: Path | None = None) -> RetrievalSet:
+def read_set(
+    protocol: str, data_dir: Path, distractors: Path | None = None, holidays_rotations: Path | None = None
+) -> RetrievalSet:
     """The pictures of a protocol.
 
+    Args:
+      holidays_rotations: see ``read_holidays``.
+
     Raises:
-      UserError: an unknown protocol, no such folder, or distractors where the protocol has none.
-      BadData: pictures that the protocol needs are missing.
+      UserError: an unknown protocol, no such folder or list, distractors or rotations where the protocol has none.
+      BadData: pictures that the protocol needs are missing, or a list that does not fit them.
     """
     if protocol not in PROTOCOLS:
         raise UserError(f"--protocol {protocol}: unknown; choose one of {', '.join(PROTOCOLS)}")
+    if holidays_rotations is not None and protocol != "holidays":
+        raise UserError(f"--holidays_rotations with --protocol {protocol}: only holidays has any; leave them out")
     if protocol == "copydays":
         return retrieval_sets.read_copydays(data_dir, distractors)
     if distractors is not None:
@@ -49,7 +56,9 @@ def read_set(protocol: str, data_dir: Path, distractors: Path | None = None) -> 
     if protocol == "folder":
         source = read_folder(data_dir)
         return retrieval_sets.all_against_all([source.where(record) for record in range(len(source))], source.labels)
-    return {"holidays": retrieval_sets.read_holidays, "ukbench": retrieval_sets.read_ukbench}[protocol](data_dir)
+    if protocol == "ukbench":
+        return retrieval_sets.read_ukbench(data_dir)
+    return retrieval_sets.read_holidays(data_dir, holidays_rotations)
 
 
 def resolution(
@@ -119,6 +128,8 @@ def measure(protocol: str, pictures: RetrievalSet, embeddings: np.ndarray) -> tu
             figures |= {f"recall_at_{k}": recall_at(ranked, k) for k in RECALLS}
             figures |= {"map_at_r": map_at_r(ranked), "r_precision": r_precision(ranked)}
             figures["map"] = float(average_precisions(ranked).mean())
+    if pictures.turns is not None:
+        remarks.append(f"{np.count_nonzero(pictures.turns)} of {len(pictures.turns)} pictures are turned upright")
     published = retrieval_sets.PUBLISHED.get(protocol)
     if published:
         remarks.append(f"{len(pictures.tasks[0].gallery)} pictures in the gallery; the published set has {published}")
@@ -152,7 +163,7 @@ def embed_whole(
     quarantine = Quarantine(source)
     for record in range(len(source)):
         try:
-            picture = read_picture(source.where(record))
+            picture = read_picture(source, record)
         except BadPicture as error:
             quarantine.add(record, str(error))
             continue
@@ -203,7 +214,7 @@ def evaluate(
     embeddings, bad = embed_at(
         towers,
         network,
-        PathSource(pictures.paths),
+        source_of(pictures),
         image_size=image_size,
         load_size=load_size,
         batch_size=batch_size,
@@ -231,9 +242,10 @@ def retrieval_validator(
     image_size: int,
     load_size: int,
     distractors: Path | None = None,
+    holidays_rotations: Path | None = None,
 ) -> Callable[[RunLog, int], dict]:
     """Validation by retrieval: the figures of a protocol, and a sheet of queries with what was found."""
-    pictures = read_set(protocol, data_dir, distractors)
+    pictures = read_set(protocol, data_dir, distractors, holidays_rotations)
 
     def validate(log: RunLog, step: int) -> dict:
         figures, _, embeddings = evaluate(

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 
 from ..datasets.decoding import BadPicture, decode, fit, read_header
-from ..datasets.folder import PathSource
+from ..datasets.folder import PathSource, TurnedSource
 from ..errors import StorageError
 from ..evaluation.retrieval import nearest, normalised
 from ..evaluation.retrieval_sets import RetrievalSet
@@ -15,10 +15,17 @@ from ..evaluation.retrieval_sets import RetrievalSet
 GREEN, RED, GREY = (0, 160, 0), (0, 0, 200), (128, 128, 128)
 
 
-def read_picture(path: str) -> np.ndarray:
-    """A picture as uint8 RGB [H, W, 3]. Raises BadPicture."""
+def source_of(pictures: RetrievalSet) -> PathSource:
+    """The pictures of a set, each turned as the set says."""
+    if pictures.turns is None:
+        return PathSource(pictures.paths)
+    return TurnedSource(pictures.paths, pictures.turns)
+
+
+def read_picture(source, record: int) -> np.ndarray:
+    """A picture of a source as uint8 RGB [H, W, 3]. Raises BadPicture."""
     try:
-        encoded = PathSource([path]).read([0])[0]
+        encoded = source.read([record])[0]
     except OSError as error:
         raise BadPicture(f"cannot be read: {error.strerror or error}") from error
     return decode(encoded, read_header(encoded))
@@ -39,15 +46,15 @@ def write_sheet(path: Path, pictures: RetrievalSet, embeddings: np.ndarray, *, r
     lines = []
     for query, found, similarities in zip(task.queries[chosen], places, products, strict=True):
         label = pictures.labels[query]
-        lines.append([(pictures.paths[query], GREY, "")])
+        lines.append([(query, GREY, "")])
         for place, similarity in zip(task.gallery[found], similarities, strict=True):
             right = pictures.labels[place] == label
-            lines[-1].append((pictures.paths[place], GREEN if right else RED, f"{similarity:.3f}"))
-    write_tiles(path, lines)
+            lines[-1].append((place, GREEN if right else RED, f"{similarity:.3f}"))
+    write_tiles(path, source_of(pictures), lines)
 
 
-def write_tiles(path: Path, lines: list[list[tuple[str, tuple, str]]], *, side: int = 120) -> None:
-    """A JPEG of rows of (path of a picture, colour of its frame in BGR, words below it).
+def write_tiles(path: Path, source, lines: list[list[tuple[int, tuple, str]]], *, side: int = 120) -> None:
+    """A JPEG of rows of (record of the source, colour of its frame in BGR, words below it).
 
     Raises:
       StorageError: it cannot be written.
@@ -56,10 +63,10 @@ def write_tiles(path: Path, lines: list[list[tuple[str, tuple, str]]], *, side: 
     height, width = side + 2 * frame + below, side + 2 * frame
     sheet = np.full((len(lines) * height, max(map(len, lines)) * width, 3), 255, np.uint8)
     for row, line in enumerate(lines):
-        for column, (file, colour, words) in enumerate(line):
+        for column, (record, colour, words) in enumerate(line):
             tile = sheet[row * height : (row + 1) * height, column * width : (column + 1) * width]
             tile[: side + 2 * frame] = colour
-            tile[frame : frame + side, frame : frame + side] = fit(read_picture(file), side)[..., ::-1]
+            tile[frame : frame + side, frame : frame + side] = fit(read_picture(source, record), side)[..., ::-1]
             cv2.putText(tile, words, (frame, height - 4), cv2.FONT_HERSHEY_SIMPLEX, 0.4, (0, 0, 0), 1, cv2.LINE_AA)
     encoded = cv2.imencode(".jpg", sheet, [cv2.IMWRITE_JPEG_QUALITY, 88])[1].tobytes()
     try:

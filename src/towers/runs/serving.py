@@ -50,14 +50,14 @@ def sample_pictures(folder: Path, count: int, *, image_size: int, load_size: int
 
     Pictures that cannot be read are left out. Raises BadData where none of them can.
     """
-    paths = pictures_below(folder)
-    chosen = np.unique(np.linspace(0, len(paths) - 1, min(count, len(paths))).round().astype(int))
+    source = PathSource(pictures_below(folder))
+    chosen = np.unique(np.linspace(0, len(source) - 1, min(count, len(source))).round().astype(int))
     squares, reasons = [], []
     for place in chosen:
         try:
-            squares.append(fit(read_picture(paths[place]), load_size))
+            squares.append(fit(read_picture(source, place), load_size))
         except BadPicture as error:
-            reasons.append(f"{paths[place]} ({error})")
+            reasons.append(f"{source.where(place)} ({error})")
     if not squares:
         raise BadData(
             f"{folder}: none of {len(chosen)} pictures can be read, such as {reasons[0]}; give other pictures"

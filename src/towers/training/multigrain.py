@@ -130,3 +130,32 @@ def make_objective(
         return TowerLosses(losses, tf.ones_like(losses), metrics)
 
     return objective
+
+
+def make_power_objective(
+    head: ReplicatedHead, power: keras.Variable, prepare: Callable[[dict], tf.Tensor]
+) -> Objective:
+    """Mean cross-entropy of the network as it is validated, for fine-tuning the power of its GeM pooling alone.
+
+    Batch normalisation applies its moving statistics and leaves them as they are. MultiGrain's supplement E.
+
+    Metrics of each tower: ``main`` (cross-entropy), ``accuracy``, ``gem_p`` (the power before the step).
+
+    Args:
+      head: the classifier that the network was trained with; its weights stay as they are.
+      power: of the pooling.
+      prepare: batch -> the network's input.
+    """
+
+    def objective(network, batch) -> TowerLosses:
+        labels = batch["label"]
+        logits = head.logits(at_least_float32(network(prepare(batch), training=False)), head.prepare(labels))
+        losses = softmax_cross_entropy(logits, labels)
+        metrics = {
+            "main": tf.reduce_mean(losses),
+            "accuracy": tf.reduce_mean(head.accuracy(logits, labels)),
+            "gem_p": tf.identity(power.value),
+        }
+        return TowerLosses(losses, tf.ones_like(losses), metrics)
+
+    return objective
