@@ -29,13 +29,13 @@ class Rebuild(NamedTuple):
     measured: Measured | None
 
 
-def snapshot(store, name: str, *, normalised: bool) -> np.ndarray:
-    """Present rows [C, D] of a matrix, pulled in pieces so that pushes go on meanwhile."""
+def snapshot(store, name: str, *, normalised: bool, version: int | None = None) -> np.ndarray:
+    """Rows [C, D] of a matrix, present ones or those of a version, pulled in pieces so that pushes go on meanwhile."""
     spec = store.spec(name)
     points = np.empty((spec.rows, spec.columns), np.float32)
     for start in range(0, spec.rows, _PULLED_ROWS):
         stop = min(start + _PULLED_ROWS, spec.rows)
-        rows = store.pull(name, np.arange(start, stop))
+        rows = store.pull(name, np.arange(start, stop), version)
         points[start:stop] = unit(rows) if normalised else rows
     return points
 
@@ -123,7 +123,9 @@ class Following:
     def _rebuild(self, step, batch):
         try:
             started = time.perf_counter()
-            points = snapshot(self.store, self.name, normalised=self.selector.normalised)
+            # A step that waits for its rebuild also waits for what other clients have pushed before it.
+            version = self.store.version(self.name) if self.wait else None
+            points = snapshot(self.store, self.name, normalised=self.selector.normalised, version=version)
             index = self.build(points, seed=self.seed + step, previous=None if self.wait else self.selector.index)
             self.points = points if self.wait else None
             self.selector.index = index
