@@ -15,8 +15,8 @@ def crop(picture: np.ndarray, removed: float) -> np.ndarray:
 
 
 def strong(picture: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """Two different heavy changes, drawn among ten: uint8 BGR of the same size."""
-    for index in random.choice(len(CHANGES), 2, replace=False):
+    """Three different heavy changes, drawn among ten: uint8 BGR of the same size."""
+    for index in random.choice(len(CHANGES), 3, replace=False):
         picture = CHANGES[index](picture, random)
     return picture
 
