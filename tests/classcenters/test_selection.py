@@ -207,6 +207,18 @@ def test_an_index_is_built_again_from_its_snapshot(store, name):
     assert [resumed.due(step) for step in (5, 9, 10)] == [False, False, True]
 
 
+@pytest.mark.parametrize("wait", [True, False])
+def test_only_a_step_that_waits_for_its_rebuild_asks_for_the_rows_of_the_step(store, wait):
+    """Others' pushes go on beside a rebuild in the background, so that a version would soon be gone."""
+    asked, pull = [], store.pull
+    store.pull = lambda name, rows, version=None: asked.append(version) or pull(name, rows, version)
+    store.push("w", np.arange(2), np.ones((2, 8), np.float32), 0.1)
+    following = Following(store, "w", Selector(300), indexes.exact.build, interval=5, wait=wait)
+    following.at_step(1)
+    following.finish()
+    assert asked == [1 if wait else None]
+
+
 def test_a_rebuild_tells_what_it_found(store):
     rebuilds = []
     selector = Selector(300)
