@@ -271,10 +271,23 @@ def test_plain_jpegs_have_the_pixels_of_opencv_also_where_they_are_damaged(
         assert np.array_equal(decode(bytes(encoded), header), expected)
 
 
-def test_a_plain_jpeg_of_another_size_than_its_place_is_refused():
-    for side, message in ((20, "does not decode"), (12, "decodes to")):
-        with pytest.raises(BadPicture, match=message):
-            decoding.decode_plain_jpeg(jpeg(face(1, side, side)), np.zeros((16, 16, 3), np.uint8))
+def test_a_plain_jpeg_is_decoded_where_it_shall_lie():
+    for side, in_place in ((16, True), (12, False), (20, False)):
+        encoded, place = jpeg(face(1, side, side)), np.full((16, 16, 3), 7, np.uint8)
+        picture = decode(encoded, read_header(encoded), place)
+        assert (picture is place) == in_place
+        assert np.array_equal(picture, decoded(encoded))
+        assert in_place or (place == 7).all()
+
+
+@pytest.mark.parametrize("side", [12, 20])
+def test_a_plain_jpeg_of_another_size_than_its_header_said_is_not_taken(side):
+    """Else the rest of its place would be another picture's."""
+    encoded = jpeg(face(1, side, side))
+    place = np.full((16, 16, 3), 7, np.uint8)
+    picture = decode(encoded, Header(16, 16, is_jpeg=True, is_plain_jpeg=True), place)
+    assert picture is not place
+    assert picture.shape == (side, side, 3)
 
 
 @settings(max_examples=300, deadline=None)

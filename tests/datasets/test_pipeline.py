@@ -195,7 +195,7 @@ def test_odd_pictures_have_the_same_pixels_in_any_batch(odd_source):
 
 
 def test_plain_pictures_are_decoded_where_they_lie_in_the_batch(source, monkeypatch):
-    monkeypatch.setattr(loading, "decode", lambda *_: pytest.fail("decoded elsewhere and copied"))
+    monkeypatch.setattr(loading, "fit", lambda *_: pytest.fail("decoded elsewhere and copied"))
     quarantine = Quarantine(source)
     train(source, 5, quarantine=quarantine)
     quarantine.check(0.0)

@@ -6,7 +6,7 @@ import numpy as np
 
 from ..errors import BadData
 from .cropping import RandomResizedCrop
-from .decoding import BadPicture, Quarantine, decode, decode_plain_jpeg, fit, read_header
+from .decoding import BadPicture, Quarantine, decode, fit, read_header
 
 MAX_NEIGHBOURS = 100
 
@@ -32,9 +32,8 @@ class Pictures:
             wanted = self.quarantine.stand_ins(records.tolist())
             encoded = self._read(wanted)
             draws = self._draws(positions)
-            labels[:] = self.source.labels[wanted]
-            for slot in self._decode_plain(encoded, pixels):
-                labels[slot] = self._load(wanted[slot], encoded[slot], draws[slot], pixels[slot])
+            for slot, (record, data) in enumerate(zip(wanted, encoded, strict=True)):
+                labels[slot] = self._load(record, data, draws[slot], pixels[slot])
         except Exception as error:
             self.quarantine.fail(error)
             pixels[:], labels[:] = 0, 0
@@ -51,27 +50,6 @@ class Pictures:
             return encoded
         rest = iter(encoded)
         return [next(rest) if record >= 0 else None for record in records]
-
-    def _decode_plain(self, encoded: list[bytes | None], pixels: np.ndarray) -> list[int]:
-        """Decode the plain JPEGs of the size wanted into their slots; returns the slots of all others, in order."""
-        left = range(len(encoded))
-        if self.crop is not None:
-            return list(left)
-        # First all headers, then all pictures: decoding drives the interpreter's code out of the processor's caches.
-        plain = [data is not None and self._is_plain(data) for data in encoded]
-        for slot in np.flatnonzero(plain).tolist():
-            try:
-                decode_plain_jpeg(encoded[slot], pixels[slot])
-            except BadPicture:
-                plain[slot] = False  # `_load` keeps the reason.
-        return [slot for slot in left if not plain[slot]]
-
-    def _is_plain(self, encoded: bytes) -> bool:
-        try:
-            header = read_header(encoded)
-        except BadPicture:
-            return False  # `_load` keeps the reason.
-        return header.is_plain_jpeg and header.height == header.width == self.size
 
     def _load(self, record: int, encoded: bytes | None, draws: np.ndarray | None, pixels: np.ndarray) -> int:
         """Fill pixels [L, L, 3] with a record, or with the next readable one, and return that one's label.
@@ -102,8 +80,10 @@ class Pictures:
     def _decode(self, encoded: bytes, draws: np.ndarray | None, pixels: np.ndarray) -> None:
         if draws is not None:
             pixels[:] = self.crop.load(encoded, draws)
-        else:
-            pixels[:] = fit(decode(encoded, read_header(encoded)), self.size)
+            return
+        picture = decode(encoded, read_header(encoded), pixels)
+        if picture is not pixels:
+            pixels[:] = fit(picture, self.size)
 
     def _draws(self, positions: np.ndarray) -> list[np.ndarray | None]:
         return [None] * len(positions) if self.crop is None else list(self.crop.draws(positions))
