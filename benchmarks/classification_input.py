@@ -47,12 +47,12 @@ def make_pictures(root: Path, count: int) -> Source:
 
 def with_opencv(source: Source, draws: np.ndarray) -> None:
     for record in range(len(source)):
-        CROP.load(source.read([record])[0], draws[record])
+        CROP.load(source.reader([record])()[0], draws[record])
 
 
 def with_tensorflow(source: Source, draws: np.ndarray) -> None:
     for record in range(len(source)):
-        (encoded,) = source.read([record])
+        (encoded,) = source.reader([record])()
         header = read_header(encoded)
         box = CROP.box(header.height, header.width, draws[record])
         reduction = max(scale for scale in (1, 2, 4, 8) if scale == 1 or min(box[2:]) >= scale * CROP.size)

@@ -27,7 +27,7 @@ def histogram(encoded: bytes) -> np.ndarray:
 def features(folder: Path) -> tuple[np.ndarray, np.ndarray]:
     """Histograms [N, 512] and class names [N]."""
     source = read_folder(folder)
-    rows = [histogram(source.read([record])[0]) for record in range(len(source))]
+    rows = [histogram(source.reader([record])()[0]) for record in range(len(source))]
     return np.stack(rows), np.array(source.class_names)[source.labels]
 
 

@@ -4,7 +4,7 @@
 
 Rounds of both are taken in turn and medians reported: other work on the machine slows both alike. The reference is one
 cv2.imread thread times the cores. `all cores` is what that many cv2 threads reach together, which is less where cores
-are halves of one or others use them; `CPU` compares the processor time a picture takes, which neither changes much.
+are halves of one or others use them.
 """
 
 import argparse
@@ -42,11 +42,11 @@ def make_pictures(root: Path, count: int, size: int) -> Source:
     return read_folder(root)
 
 
-def rate(function, count: int) -> tuple[float, float]:
-    """Pictures a second of wall time, and of processor time over all threads."""
-    start, start_cpu = time.perf_counter(), time.process_time()
+def rate(function, count: int) -> float:
+    """Pictures a second."""
+    start = time.perf_counter()
     function()
-    return count / (time.perf_counter() - start), count / (time.process_time() - start_cpu)
+    return count / (time.perf_counter() - start)
 
 
 def read_with_cv2(paths: list[str]) -> None:
@@ -82,14 +82,14 @@ def measure(source: Source, batch: int, rounds: int) -> dict[str, float]:
     rows = []
     with ThreadPoolExecutor(CORES) as threads:
         for _ in range(rounds):
-            one, one_cpu = rate(lambda: read_with_cv2(paths), len(paths))
+            one = rate(lambda: read_with_cv2(paths), len(paths))
             iterator = iter(dataset)
             take(iterator, tf.constant(4 * CORES))
             # What was made ahead before the clock started is as much as is made ahead when it stops.
-            ours, ours_cpu = rate(lambda stream=iterator: take(stream, tf.constant(num_batches)), num_batches * batch)
+            ours = rate(lambda stream=iterator: take(stream, tf.constant(num_batches)), num_batches * batch)
             del iterator
-            every, _ = rate(lambda: list(threads.map(read_with_cv2, shares)), len(paths))
-            ratios = {"ratio": ours / (CORES * one), "real": ours / every, "cpu": ours_cpu / one_cpu}
+            every = rate(lambda: list(threads.map(read_with_cv2, shares)), len(paths))
+            ratios = {"ratio": ours / (CORES * one), "real": ours / every}
             rows.append({"one": one, "ours": ours, "every": every, **ratios})
     quarantine.check(0.0)
     return {name: statistics.median(row[name] for row in rows) for name in rows[0]}
@@ -103,13 +103,13 @@ def main() -> None:
     arguments = parser.parse_args()
     cv2.setNumThreads(1)
     lines = []
-    print("    pictures  cv2, 1 thread  cv2, all cores  pipeline  /(cores x 1)  /all cores   CPU")
+    print("    pictures  cv2, 1 thread  cv2, all cores  pipeline  /(cores x 1)  /all cores")
     for size, count in ((112, arguments.pictures), (250, arguments.pictures // 4)):
         with tempfile.TemporaryDirectory() as folder:
             result = measure(make_pictures(Path(folder), count, size), arguments.batch, arguments.rounds)
         print(
             f"{size:>4} px JPEG {result['one']:>14.0f} {result['every']:>15.0f} {result['ours']:>9.0f} "
-            f"{result['ratio']:>13.2f} {result['real']:>11.2f} {result['cpu']:>5.2f}",
+            f"{result['ratio']:>13.2f} {result['real']:>11.2f}",
             flush=True,
         )
         line = {

@@ -4,7 +4,7 @@
 
 Reading: rounds of both are taken in turn and medians reported. The reference is one thread that reads each picture from
 its known place and decodes it with cv2.imdecode, times the cores; `all cores` is what that many such threads reach
-together; `CPU` compares the processor time a picture takes. Opening: an .idx of many records is read and every record's
+together. Opening: an .idx of many records is read and every record's
 place, layout and label checked; the .rec holds small records, so that headers lie close together and in memory.
 """
 
@@ -46,11 +46,11 @@ def make_pictures(folder: Path, count: int) -> RecordSource:
     return read_records(folder)
 
 
-def rate(function, count: int) -> tuple[float, float]:
-    """Pictures a second of wall time, and of processor time over all threads."""
-    start, start_cpu = time.perf_counter(), time.process_time()
+def rate(function, count: int) -> float:
+    """Pictures a second."""
+    start = time.perf_counter()
     function()
-    return count / (time.perf_counter() - start), count / (time.process_time() - start_cpu)
+    return count / (time.perf_counter() - start)
 
 
 def read_with_cv2(path: str, places: list[tuple[int, int]]) -> None:
@@ -88,14 +88,14 @@ def measure_reading(source: RecordSource, batch: int, rounds: int) -> dict[str, 
     rows = []
     with ThreadPoolExecutor(CORES) as threads:
         for _ in range(rounds):
-            one, one_cpu = rate(lambda: read_with_cv2(source.root, places), len(places))
+            one = rate(lambda: read_with_cv2(source.root, places), len(places))
             iterator = iter(dataset)
             take(iterator, tf.constant(4 * CORES))
             # What was made ahead before the clock started is as much as is made ahead when it stops.
-            ours, ours_cpu = rate(lambda stream=iterator: take(stream, tf.constant(num_batches)), num_batches * batch)
+            ours = rate(lambda stream=iterator: take(stream, tf.constant(num_batches)), num_batches * batch)
             del iterator
-            every, _ = rate(lambda: list(threads.map(read_with_cv2, [source.root] * CORES, shares)), len(places))
-            ratios = {"ratio": ours / (CORES * one), "real": ours / every, "cpu": ours_cpu / one_cpu}
+            every = rate(lambda: list(threads.map(read_with_cv2, [source.root] * CORES, shares)), len(places))
+            ratios = {"ratio": ours / (CORES * one), "real": ours / every}
             rows.append({"one": one, "ours": ours, "every": every, **ratios})
     quarantine.check(0.0)
     return {name: statistics.median(row[name] for row in rows) for name in rows[0]}
@@ -130,10 +130,10 @@ def main() -> None:
         result = measure_reading(make_pictures(Path(folder), arguments.pictures), arguments.batch, arguments.rounds)
     with tempfile.TemporaryDirectory() as folder:
         seconds = measure_opening(Path(folder), arguments.records)
-    print("    pictures  cv2, 1 thread  cv2, all cores  pipeline  /(cores x 1)  /all cores   CPU")
+    print("    pictures  cv2, 1 thread  cv2, all cores  pipeline  /(cores x 1)  /all cores")
     print(
         f"{SIDE:>4} px .rec  {result['one']:>14.0f} {result['every']:>15.0f} {result['ours']:>9.0f} "
-        f"{result['ratio']:>13.2f} {result['real']:>11.2f} {result['cpu']:>5.2f}"
+        f"{result['ratio']:>13.2f} {result['real']:>11.2f}"
     )
     print(f"opening {arguments.records} records: {seconds['indexed']:.1f} s, without .idx {seconds['scanned']:.1f} s")
     lines = [

@@ -90,14 +90,14 @@ FAULTS = {
     "data_wait": """
         reads = iter(range(60))
 
-        def read(source, records):
+        def reader(source, records):
             # Not in the last steps: a process that ends while the pipeline reads ahead may hang.
             if next(reads, None) is not None:
                 time.sleep(0.3)
-            return original_read(source, records)
+            return original_reader(source, records)
 
-        original_read = folder.Source.read
-        folder.Source.read = read
+        original_reader = folder.Source.reader
+        folder.Source.reader = reader
     """,
 }
 WRAPPER = """

@@ -50,7 +50,7 @@ def pack(faces, tmp_path_factory):
 
 def test_a_rec_holds_the_pictures_of_the_folder_untouched(faces, rec):
     folder = read_folder(faces / "train")
-    expected = list(zip(folder.labels.tolist(), folder.read(range(60)), strict=True))
+    expected = list(zip(folder.labels.tolist(), folder.reader(range(60))(), strict=True))
     assert pictures_of((rec / "train.rec").read_bytes(), (rec / "train.idx").read_text()) == expected
     assert (rec / "property").read_text() == "6,32,32\n"
     assert (rec / "class_names.txt").read_text().splitlines()[5] == "5\tTrain_5"
@@ -62,7 +62,7 @@ def test_there_and_back(rec, tmp_path):
     source = read_records(rec)
     for record in range(60):
         path = tmp_path / "images" / str(source.labels[record]) / f"{record + 1}.jpg"
-        assert [path.read_bytes()] == source.read([record])
+        assert [path.read_bytes()] == source.reader([record])()
     lists = {name: (tmp_path / "images" / name).read_text().splitlines() for name in ("train_list.txt", "val_list.txt")}
     assert len(lists["train_list.txt"]) == 48
     assert sorted(int(line.split()[1]) for line in lists["val_list.txt"]) == [label for label in range(6) for _ in "12"]
@@ -75,7 +75,7 @@ def test_there_and_back(rec, tmp_path):
     kept = [
         record for record in range(60) if f"{source.labels[record]}/{record + 1}.jpg" in str(lists["train_list.txt"])
     ]
-    assert sorted(flat) == sorted((int(source.labels[record]), *source.read([record])) for record in kept)
+    assert sorted(flat) == sorted((int(source.labels[record]), *source.reader([record])()) for record in kept)
 
 
 def test_records_that_are_no_pictures(tmp_path):
@@ -108,7 +108,7 @@ def test_pictures_of_several_sizes(tmp_path):
     assert not list(tmp_path.glob("*rec*"))
     tool("make_rec.py", *arguments, "--image_size", 16)
     source = read_records(tmp_path / "rec")
-    first, second, third = source.read(range(3))
+    first, second, third = source.reader(range(3))()
     assert first == third == jpeg(face(1))
     assert cv2.imdecode(np.frombuffer(second, np.uint8), 1).shape == (16, 16, 3)
     assert (tmp_path / "rec/property").read_text() == "2,16,16\n"
@@ -178,7 +178,7 @@ def test_verify_data_on_records_and_packs(rec, pack, tmp_path):
     (tmp_path / "train.rec").write_bytes(data)
     (tmp_path / "train.idx").write_text((rec / "train.idx").read_text())
     source = read_records(rec)
-    write_pack(tmp_path / "leak.bin", [*source.read([0, 1]), png_bomb(), source.read([3])[0]], [True, False])
+    write_pack(tmp_path / "leak.bin", [*source.reader([0, 1])(), png_bomb(), source.reader([3])()[0]], [True, False])
     faulty = tool(
         *("verify_data.py", "--data_dir", tmp_path, "--bin", tmp_path / "leak.bin", "--json", tmp_path / "report.json"),
         check=False,

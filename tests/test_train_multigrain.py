@@ -358,7 +358,7 @@ def test_the_standin_is_the_same_for_the_same_seed(grains, tmp_path):
 
 
 def test_options_of_the_standin_that_cannot_be_met(tmp_path):
-    for change in ({"num_classes": 21}, {"views": 1}, {"image_size": 8}):
+    for change in ({"num_classes": 21}, {"views": 1}, {"image_size": 8}, {"strong_changes": 11}):
         with pytest.raises(UserError, match="must be"):
             standin.generate(tmp_path / "none", **TINY | change)
     assert not (tmp_path / "none").exists()

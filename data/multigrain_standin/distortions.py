@@ -14,9 +14,9 @@ def crop(picture: np.ndarray, removed: float) -> np.ndarray:
     return picture[top : top + rows, left : left + columns]
 
 
-def strong(picture: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """Three different heavy changes, drawn among ten: uint8 BGR of the same size."""
-    for index in random.choice(len(CHANGES), 3, replace=False):
+def strong(picture: np.ndarray, changes: int, random: np.random.Generator) -> np.ndarray:
+    """So many different heavy changes, drawn among ten: uint8 BGR of the same size."""
+    for index in random.choice(len(CHANGES), changes, replace=False):
         picture = CHANGES[index](picture, random)
     return picture
 

@@ -29,6 +29,7 @@ def generate(
     views: int = 4,
     originals: int = 100,
     strong_copies: int = 2,
+    strong_changes: int = 3,
     image_size: int = 96,
     seed: int = 0,
 ) -> bool:
@@ -69,6 +70,7 @@ def generate(
                 2000 + number,
                 view(scene(COPIES, number, number % num_classes), COPIES, number, 0),
                 strong_copies,
+                strong_changes,
                 np.random.default_rng([seed, COPIES, number, 2]),
             )
         (partial / "dataset.json").write_text(json.dumps(description, indent=2) + "\n")
@@ -84,6 +86,7 @@ def check(options: dict[str, int]) -> None:
     """Raise UserError for a count that is out of range."""
     least = {"image_size": 32, "seed": 0, "num_classes": 2, "views": 2}
     most = {"num_classes": MAX_CLASSES, "views": 100, "strong_copies": 99, "instances": 9000, "originals": 8000}
+    most["strong_changes"] = len(distortions.CHANGES)
     for name, value in options.items():
         low, high = least.get(name, 1), most.get(name)
         if value < low or (high is not None and value > high):
@@ -107,7 +110,9 @@ def is_made(out: Path, description: dict) -> bool:
     return True
 
 
-def write_copies(folder: Path, number: int, picture: np.ndarray, strong_copies: int, random) -> None:
+def write_copies(
+    folder: Path, number: int, picture: np.ndarray, strong_copies: int, strong_changes: int, random
+) -> None:
     """An original and its copies, named as Copydays names them: the first four digits are the original's."""
     write(folder / "original" / f"{number}00.jpg", picture)
     for quality in JPEG_QUALITIES:
@@ -115,7 +120,7 @@ def write_copies(folder: Path, number: int, picture: np.ndarray, strong_copies: 
     for removed in CROPS:
         write(folder / "crops" / str(removed) / f"{number}00.jpg", distortions.crop(picture, removed / 100))
     for index in range(1, strong_copies + 1):
-        write(folder / "strong" / f"{number}{index:02}.jpg", distortions.strong(picture, random))
+        write(folder / "strong" / f"{number}{index:02}.jpg", distortions.strong(picture, strong_changes, random))
 
 
 def write(path: Path, picture: np.ndarray, quality: int = QUALITY) -> None:

@@ -35,6 +35,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--views", type=int, default=4, help="pictures of each of them, the first being the query")
     parser.add_argument("--originals", type=int, default=100, help="pictures in copydays/ that are copied")
     parser.add_argument("--strong_copies", type=int, default=2, help="strongly distorted copies of each of them")
+    parser.add_argument("--strong_changes", type=int, default=3, help="heavy changes that make a strong copy")
     parser.add_argument("--image_size", type=int, default=96, help="width and height in pixels")
     parser.add_argument("--seed", type=int, default=0, help="of every picture")
     parser.add_argument("--sheet", type=Path, metavar="FILE", help="also write a JPEG that shows all three grains")

@@ -1,6 +1,5 @@
 """Random numbers that are a pure function of (seed, positions in the stream), the same on every device."""
 
-import numpy as np
 import tensorflow as tf
 
 _MASK = 0xFFFFFFFF
@@ -19,20 +18,6 @@ def keyed_hash(seed: int, n: int, *positions: tf.Tensor) -> tf.Tensor:
     for word in words:
         state = _mix(tf.bitwise.bitwise_and(_xor(state, tf.convert_to_tensor(word, tf.int64)) + 0x9E3779B9, _MASK))
     return state
-
-
-def keyed_hash_numpy(seed: int, n: int | np.ndarray, positions: np.ndarray) -> np.ndarray:
-    """The same on the host: n and positions int64, of shapes that broadcast; int64 in [0, 2**32)."""
-    positions = np.asarray(positions, np.uint64)
-    mask = np.uint64(_MASK)
-    state = np.uint64(0)
-    for word in (seed & _MASK, seed >> 32 & _MASK, n, positions >> np.uint64(32), positions & mask):
-        state = ((state ^ np.asarray(word, np.uint64)) + np.uint64(0x9E3779B9)) & mask
-        # Products of 32 bits fit into 64.
-        for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
-            state = ((state ^ state >> np.uint64(shift)) * np.uint64(factor)) & mask
-        state = state ^ state >> np.uint64(16)
-    return state.astype(np.int64)
 
 
 def _xor(state: tf.Tensor, word: tf.Tensor) -> tf.Tensor:

@@ -54,12 +54,12 @@ def test_a_turned_face_is_set_upright(tmp_path):
     landmarks = np.stack([CROP_LANDMARKS[:, 1] + 50, 111 - CROP_LANDMARKS[:, 0] + 30], axis=1)
     cv2.imwrite(str(tmp_path / "7.png"), turned[..., ::-1])
     source = aligned_source(tmp_path, ["7.png"], landmarks[None].astype(np.float32))
-    (encoded,) = source.read([0])
+    (encoded,) = source.reader([0])()
     assert read_header(encoded)[:2] == (112, 112)
     assert np.abs(decoded(encoded).astype(int) - upright).max() <= 1
     assert (len(source), source.where(0), source.labels.tolist()) == (1, f"{tmp_path}/7.png", [0])
     half = aligned_source(tmp_path, ["7.png"], landmarks[None], image_size=56)
-    assert decoded(half.read([0])[0]).shape == (56, 56, 3)
+    assert decoded(half.reader([0])()[0]).shape == (56, 56, 3)
     np.testing.assert_allclose(half.transforms, source.transforms / 2, atol=1e-4)
 
 
@@ -76,7 +76,7 @@ def test_broken_pictures_names_and_landmarks(tmp_path):
     source = aligned_source(tmp_path, ["a.jpg", "b.jpg"], landmarks)
     for record, message in ((0, "neither JPEG nor PNG"), (1, "No such file")):
         with pytest.raises(OSError, match=message):
-            source.read([record])
+            source.reader([record])()
     for name in ("../a.jpg", "/a.jpg"):
         with pytest.raises(BadData, match="leads out of"):
             aligned_source(tmp_path, ["a.jpg", name], landmarks)

@@ -8,9 +8,11 @@ from towers.datasets import cropping
 from towers.datasets.cropping import RandomResizedCrop
 from towers.datasets.decoding import BadPicture, Quarantine
 from towers.datasets.folder import PathSource
+from towers.datasets.host_hashing import keyed_hash_numpy
 from towers.datasets.order import Order
 from towers.datasets.pipeline import train_dataset
-from towers.hashing import keyed_hash, keyed_hash_numpy
+from towers.datasets.workers import Workers
+from towers.hashing import keyed_hash
 
 CROP = RandomResizedCrop(seed=5, size=24)
 
@@ -132,11 +134,11 @@ def test_the_crop_depends_on_seed_and_position_only(source):
     quarantine = Quarantine(source)
     one = stream(source, 1, quarantine)
     assert one["image"].shape == (48, 24, 24, 3)
-    for other in (stream(source, 2), stream(source, 4, num_parallel_calls=5)):
+    for other in (stream(source, 2), stream(source, 4, workers=Workers(5))):
         assert np.array_equal(one["image"], other["image"])
     draws = CROP.draws(one["position"])
     for index, record in enumerate(one["record"]):
-        (encoded,) = source.read([5 if record == 4 else record])
+        (encoded,) = source.reader([5 if record == 4 else record])()
         assert np.array_equal(one["image"][index], CROP.load(encoded, draws[index]))
     assert list(quarantine.bad) == [4]
 

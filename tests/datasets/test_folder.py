@@ -38,7 +38,7 @@ def test_classes_and_files_are_sorted_and_other_files_left_out(tmp_path):
         "b/1.png",
         "b/2.JPG",
     ]
-    assert source.read([2, 0]) == [b"b/2.JPG", b"a/x.jpeg"]
+    assert source.reader([2, 0])() == [b"b/2.JPG", b"a/x.jpeg"]
 
 
 def test_nested_folders_are_classes_named_by_their_path(tmp_path):
@@ -84,7 +84,7 @@ def test_links_are_followed_but_not_in_circles(tmp_path):
     (root / "p").symlink_to(tmp_path / "store/p")
     (root / "q").mkdir()
     (root / "q/linked.jpg").symlink_to(tmp_path / "store/q/1.jpg")
-    assert read_folder(root).read([0, 1]) == [b"store/p/1.jpg", b"store/q/1.jpg"]
+    assert read_folder(root).reader([0, 1])() == [b"store/p/1.jpg", b"store/q/1.jpg"]
     (root / "q/back").symlink_to(root)
     with pytest.raises(BadData, match="leads back"):
         read_folder(root)
@@ -103,7 +103,7 @@ def test_subset_renumbers_classes(tmp_path):
     subset = read_folder(tmp_path).subset([3, 0])
     assert subset.class_names == ["a", "c"]
     assert subset.labels.tolist() == [1, 0]
-    assert subset.read([0, 1]) == [b"c/2.png", b"a/1.png"]
+    assert subset.reader([0, 1])() == [b"c/2.png", b"a/1.png"]
 
 
 def test_fingerprint_sees_names_and_sizes(tmp_path):
@@ -121,7 +121,7 @@ def test_a_named_pipe_does_not_stop_reading_and_a_huge_file_is_not_read_whole(tm
     os.mkfifo(tmp_path / "pipe.jpg")
     with (tmp_path / "huge.jpg").open("wb") as file:
         file.truncate(1 << 34)
-    empty, huge = PathSource([tmp_path / "pipe.jpg", tmp_path / "huge.jpg"]).read([0, 1])
+    empty, huge = PathSource([tmp_path / "pipe.jpg", tmp_path / "huge.jpg"]).reader([0, 1])()
     assert empty == b""
     assert len(huge) == 16 * 2**20 + 1
 
@@ -131,7 +131,7 @@ def test_a_turned_source_turns_each_record_by_its_own_degrees(tmp_path):
     for name in ("a.jpg", "b.jpg"):
         (tmp_path / name).write_bytes(with_orientation(stored, 3))
     source = TurnedSource([tmp_path / "a.jpg", tmp_path / "b.jpg"], [0, 90])
-    upright, sideways = (decoded(encoded) for encoded in source.read([0, 1]))
+    upright, sideways = (decoded(encoded) for encoded in source.reader([0, 1])())
     assert np.array_equal(upright, decoded(stored))
     assert np.array_equal(sideways, np.rot90(upright, -1))
 
@@ -141,5 +141,5 @@ def test_path_source(tmp_path):
     source = PathSource([tmp_path / "b.jpg", str(tmp_path / "a/1.jpg"), tmp_path / "b.jpg"])
     assert len(source) == 3
     assert source.labels.tolist() == [0, 0, 0]
-    assert source.read([1, 2]) == [b"a/1.jpg", b"b.jpg"]
+    assert source.reader([1, 2])() == [b"a/1.jpg", b"b.jpg"]
     assert source.where(1) == str(tmp_path / "a/1.jpg")

@@ -40,7 +40,7 @@ def test_lines_are_a_path_and_a_label(root, text):
     assert source.labels.tolist() == [0, 0, 2, 12]
     assert source.labels.dtype == np.int64
     assert source.num_classes == 13
-    assert source.read(range(4)) == [b"0/a.jpg", b"0/b c.jpg", b"2/a.jpg", b"d.jpg"]
+    assert source.reader(range(4))() == [b"0/a.jpg", b"0/b c.jpg", b"2/a.jpg", b"d.jpg"]
     assert source.where(1) == str(root / "0/b c.jpg")
 
 
@@ -88,9 +88,9 @@ def test_a_picture_that_is_a_link(root, tmp_path_factory):
     (root / "0/out.jpg").symlink_to(outside)
     (root / "0/in.jpg").symlink_to(root / "d.jpg")
     source = read_list(write(root, "0/in.jpg 0\n0/out.jpg 1\n"))
-    assert source.read([0]) == [b"d.jpg"]
+    assert source.reader([0])() == [b"d.jpg"]
     with pytest.raises(OSError, match="leads out of"):
-        source.read([1])
+        source.reader([1])()
 
 
 def write_lst(root, text):
@@ -104,10 +104,10 @@ def test_lists_of_mxnet(root):
     source = open_source(write_lst(root, "\r\n".join(lines)))
     assert isinstance(source, ListSource)
     assert source.labels.tolist() == [0, 0, 2, 12]
-    assert source.read(range(4)) == [b"0/a.jpg", b"0/b c.jpg", b"2/a.jpg", b"d.jpg"]
+    assert source.reader(range(4))() == [b"0/a.jpg", b"0/b c.jpg", b"2/a.jpg", b"d.jpg"]
     assert source.where(2) == str(root / "2/a.jpg")
-    assert source.subset([3]).read([0]) == [b"d.jpg"]
-    assert pickle.loads(pickle.dumps(source)).read([1]) == [b"0/b c.jpg"]
+    assert source.subset([3]).reader([0])() == [b"d.jpg"]
+    assert pickle.loads(pickle.dumps(source)).reader([1])() == [b"0/b c.jpg"]
 
 
 def test_lists_of_mxnet_as_a_slow_loop_reads_them(root):
@@ -144,12 +144,12 @@ def test_empty_lists(root, text):
 def test_subset_pickle_and_fingerprint(root):
     source = read_list(write(root, "0/a.jpg 0\n0/b c.jpg 0\n2/a.jpg 2\nd.jpg 12\nmissing.jpg 1\n"))
     part = source.subset([3, 0])
-    assert part.read([0, 1]) == [b"d.jpg", b"0/a.jpg"]
+    assert part.reader([0, 1])() == [b"d.jpg", b"0/a.jpg"]
     assert part.labels.tolist() == [1, 0]
     assert part.class_names == ["0", "12"]
     again = pickle.loads(pickle.dumps(part))
     assert again.text == b"d.jpg0/a.jpg"
-    assert again.read([0, 1]) == part.read([0, 1])
+    assert again.reader([0, 1])() == part.reader([0, 1])()
     before = source.fingerprint()
     assert read_list(root / "list.txt").fingerprint() == before
     (root / "d.jpg").write_bytes(b"longer than before")
@@ -161,7 +161,7 @@ def test_names_that_are_no_utf8(root):
     with open(os.path.join(os.fsencode(root), name), "wb") as file:
         file.write(b"picture")
     source = read_list(write(root, name + b" 0\n"))
-    assert source.read([0]) == [b"picture"]
+    assert source.reader([0])() == [b"picture"]
 
 
 def test_class_numbers():

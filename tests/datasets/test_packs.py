@@ -37,7 +37,7 @@ def test_every_protocol_bytes_and_arrays(tmp_path, protocol, shape, answers):
     assert pack.same.tolist() == SAME
     assert pack.same.dtype == bool
     assert pack.pairs.tolist() == [[0, 1], [2, 3], [4, 5], [6, 7]]
-    assert pack.read([7, 0]) == [PICTURES[7], PICTURES[0]]
+    assert pack.reader([7, 0])() == [PICTURES[7], PICTURES[0]]
     assert pack.where(5) == f"{tmp_path}/lfw.bin, picture 5 (pair 2)"
 
 

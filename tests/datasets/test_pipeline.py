@@ -1,4 +1,5 @@
 import resource
+from functools import partial
 
 import cv2
 import numpy as np
@@ -14,6 +15,7 @@ from towers.datasets.decoding import Quarantine, fit
 from towers.datasets.folder import PathSource, Source, read_folder
 from towers.datasets.order import Order
 from towers.datasets.pipeline import evaluation_dataset, train_dataset
+from towers.datasets.workers import Workers
 from towers.errors import BadData
 
 SIZE = 16
@@ -87,7 +89,7 @@ def test_positions_records_labels_and_pixels_belong_together(source):
     assert np.array_equal(whole["position"], np.arange(72))
     assert np.array_equal(whole["record"], Order(22, 3).records(np.arange(72)))
     assert np.array_equal(whole["label"], whole["record"] // 4)
-    expected = np.stack([decoded(data) for data in source.read(whole["record"])])
+    expected = np.stack([decoded(data) for data in source.reader(whole["record"])()])
     assert np.array_equal(whole["image"], expected)
 
 
@@ -112,7 +114,7 @@ def test_a_resumed_stream_goes_on_across_passes(source):
 
 
 def test_elements_do_not_depend_on_parallelism(source):
-    assert_equal(joined(train(source, 30, num_parallel_calls=1)), joined(train(source, 30, num_parallel_calls=7)))
+    assert_equal(joined(train(source, 30, workers=Workers(1))), joined(train(source, 30, workers=Workers(7))))
 
 
 def test_a_late_first_step_far_beyond_32_bits(source):
@@ -186,7 +188,7 @@ def odd_source(tmp_path_factory):
 def test_odd_pictures_have_the_same_pixels_in_any_batch(odd_source):
     quarantine = Quarantine(odd_source)
     alone = pixels(odd_source, np.arange(len(odd_source)), batch=1, quarantine=quarantine)
-    expected = np.stack([fit(decoded(data), SIZE) for data in odd_source.read(range(len(odd_source)))])
+    expected = np.stack([fit(decoded(data), SIZE) for data in odd_source.reader(range(len(odd_source)))()])
     assert np.array_equal(alone, expected)
     for global_batch in (5, 23):
         whole = joined(train(odd_source, 8, global_batch=global_batch, quarantine=quarantine))
@@ -196,9 +198,10 @@ def test_odd_pictures_have_the_same_pixels_in_any_batch(odd_source):
 
 def test_plain_pictures_are_decoded_where_they_lie_in_the_batch(source, monkeypatch):
     monkeypatch.setattr(loading, "fit", lambda *_: pytest.fail("decoded elsewhere and copied"))
-    quarantine = Quarantine(source)
-    train(source, 5, quarantine=quarantine)
-    quarantine.check(0.0)
+    job = loading.Job(0, (4, SIZE, SIZE, 3), source.reader(range(4)), None, None)
+    filled = np.zeros(job.shape, np.uint8)
+    assert job.fill(filled) == []
+    assert np.array_equal(filled, pixels(source, np.arange(4)))
 
 
 @settings(max_examples=60, deadline=None)
@@ -212,20 +215,6 @@ def test_a_damaged_picture_changes_no_other_and_is_the_same_in_any_batch(tmp_pat
     assert np.array_equal(result, pixels(source, np.arange(3), batch=1, quarantine=alone))
     assert together.bad.keys() == alone.bad.keys() <= {1}
     assert np.array_equal(result[[0, 2]], [decoded(jpeg(face(5))), decoded(jpeg(face(6)))])
-
-
-def test_memory_is_used_again_only_when_nothing_looks_at_it(source):
-    pictures = loading.Pictures(source, SIZE, Quarantine(source))
-    first, _ = pictures.load(np.arange(4), np.arange(4))
-    place, contents, view = first.ctypes.data, first.copy(), first[1:, ::2]
-    assert place % 64 == 0
-    del first
-    second, _ = pictures.load(np.arange(4, 8), np.arange(4))
-    assert second.ctypes.data != place
-    assert np.array_equal(view, contents[1:, ::2])
-    del view
-    third, _ = pictures.load(np.arange(8, 12), np.arange(4))
-    assert third.ctypes.data == place
 
 
 def test_batches_that_are_kept_stay_as_they_are(source):
@@ -295,19 +284,27 @@ def test_a_wholly_bad_source_is_reported_and_does_not_hang(tmp_path):
         quarantine.check(1.0)
 
 
-def test_an_error_in_reading_surfaces_in_the_quarantine(source):
-    class Broken:
-        labels = source.labels
+class Broken:
+    """A source whose reading fails by something that is not the pictures' fault, here or in the worker."""
 
-        def __len__(self):
-            return 22
+    labels = np.zeros(22, np.int64)
 
-        def read(self, records):
-            raise RuntimeError("a bug")
+    def __init__(self, in_the_worker):
+        self.in_the_worker = in_the_worker
 
-    quarantine = Quarantine(Broken())
-    assert len(train(Broken(), 3, quarantine=quarantine)) == 3
-    with pytest.raises(RuntimeError, match="a bug"):
+    def __len__(self):
+        return 22
+
+    def reader(self, records):
+        return partial(int, "a bug") if self.in_the_worker else int("a bug")
+
+
+@pytest.mark.parametrize("in_the_worker", [False, True])
+def test_an_error_in_reading_surfaces_in_the_quarantine(in_the_worker):
+    source = Broken(in_the_worker)
+    quarantine = Quarantine(source)
+    assert len(train(source, 3, quarantine=quarantine)) == 3
+    with pytest.raises(ValueError, match="a bug"):
         quarantine.check(1.0)
 
 

@@ -64,7 +64,7 @@ def test_insightface_s_layout_with_and_without_an_index(tmp_path, meta_last, ind
         (tmp_path / "train.idx").unlink()
     source = open_source(tmp_path)
     assert isinstance(source, RecordSource)
-    assert list(zip(source.labels.tolist(), source.read(range(5)), strict=True)) == expected == PEOPLE
+    assert list(zip(source.labels.tolist(), source.reader(range(5))(), strict=True)) == expected == PEOPLE
     assert source.labels.dtype == np.int64
     assert source.num_classes == 4
     assert list(source.class_names) == ["0", "1", "2", "3"]
@@ -78,7 +78,7 @@ def test_the_flat_layout_and_labels_of_any_number_of_floats(tmp_path, label):
     write(tmp_path, [payload(label, PICTURE), payload(2.0, PICTURE + b"2")])
     source = read_records(tmp_path / "train.rec")
     assert source.labels.tolist() == [7, 2]
-    assert source.read([1, 0]) == [PICTURE + b"2", PICTURE]
+    assert source.reader([1, 0])() == [PICTURE + b"2", PICTURE]
     assert source.num_classes == 8
 
 
@@ -117,7 +117,7 @@ def test_pictures_that_hold_the_magic(folder, pictures, indexed):
         (folder / "train.idx").unlink()
     source = read_records(folder / "train.rec")
     assert source.labels.tolist() == [label for label, _, _ in pictures]
-    assert source.read(range(len(pictures))) == [picture for _, _, picture in pictures]
+    assert source.reader(range(len(pictures)))() == [picture for _, _, picture in pictures]
 
 
 @pytest.mark.parametrize("flat", [True, False])
@@ -132,7 +132,7 @@ def test_what_is_written_is_read_by_us_and_by_the_reference(folder, flat, pictur
     rec, idx = (folder / "train.rec").read_bytes(), (folder / "train.idx").read_text()
     assert pictures_of(rec, idx) == expected
     source = read_records(folder)
-    assert list(zip(source.labels.tolist(), source.read(range(len(source))), strict=True)) == expected
+    assert list(zip(source.labels.tolist(), source.reader(range(len(source)))(), strict=True)) == expected
     assert source.num_classes == 6
     (folder / "property").unlink()
 
@@ -371,7 +371,7 @@ def test_fuzzed_files_are_read_or_refused(folder, noise, data):
     with contextlib.suppress(BadData):
         faults = Faults("train.rec")
         source = read_records(folder, faults=faults)
-        assert len(source.read(range(len(source)))) == len(source)
+        assert len(source.reader(range(len(source)))()) == len(source)
         if faults.count:
             with pytest.raises(BadData):
                 read_records(folder)
@@ -382,7 +382,7 @@ def test_subset_split_and_filter(tmp_path):
     write(tmp_path, [payload(label, PICTURE + bytes([number])) for number, label in enumerate(labels)])
     source = read_records(tmp_path)
     part = source.subset([6, 2, 3])
-    assert part.read([0, 1, 2]) == [PICTURE + b"\6", PICTURE + b"\2", PICTURE + b"\3"]
+    assert part.reader([0, 1, 2])() == [PICTURE + b"\6", PICTURE + b"\2", PICTURE + b"\3"]
     assert part.labels.tolist() == [1, 0, 1]
     assert part.class_names == ["1", "3"]
     assert "record 6 at byte" in part.where(0)
@@ -408,9 +408,9 @@ def test_threads_and_another_process_read_the_same(tmp_path):
     source = read_records(tmp_path)
     orders = [np.random.default_rng(seed).permutation(200) for seed in range(8)]
     with ThreadPoolExecutor(8) as threads:
-        for order, read in zip(orders, threads.map(source.read, orders), strict=True):
+        for order, read in zip(orders, threads.map(lambda order: source.reader(order)(), orders), strict=True):
             assert read == [pictures[record] for record in order]
-    assert pickle.loads(pickle.dumps(source.subset([7, 9]))).read([0, 1]) == [pictures[7], pictures[9]]
+    assert pickle.loads(pickle.dumps(source.subset([7, 9]))).reader([0, 1])() == [pictures[7], pictures[9]]
 
 
 def test_a_file_that_changes_under_a_run_ends_it_with_74(tmp_path):
@@ -419,7 +419,7 @@ def test_a_file_that_changes_under_a_run_ends_it_with_74(tmp_path):
     with (tmp_path / "train.rec").open("ab") as file:
         file.write(b"\0" * 4)
     with pytest.raises(StorageError, match="was changed while it was read") as error:
-        source.read([0])
+        source.reader([0])()
     assert error.value.exit_code == 74
 
 
@@ -433,4 +433,4 @@ def test_many_records_without_an_object_each(tmp_path):
     held = [source.keys, source.heads, source.bodies, source.sizes, source.labels]
     assert sum(values.nbytes for values in held) == 36 * len(source)
     assert all(values.dtype != object for values in held)
-    assert source.read([0, 199_999]) == [PICTURE * 2] * 2
+    assert source.reader([0, 199_999])() == [PICTURE * 2] * 2

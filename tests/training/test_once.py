@@ -30,10 +30,10 @@ class CountingSource:
     def __getattr__(self, name):
         return getattr(self._source, name)
 
-    def read(self, records):
+    def reader(self, records):
         with self._lock:
             self.reads.append(tuple(int(record) for record in records))
-        return self._source.read(records)
+        return self._source.reader(records)
 
 
 def test_each_picture_of_a_batch_is_read_once(tmp_path):

@@ -4,8 +4,9 @@ The landmarks are left eye, right eye, nose, left and right corner of the mouth,
 method are InsightFace's, so that its networks and benchmarks see the crops that they were made for.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -72,19 +73,10 @@ class AlignedSource:
         """The path of a record."""
         return f"{self.root}/{self.names[record]}"
 
-    def read(self, records: Sequence[int] | np.ndarray) -> list[bytes]:
-        """The encoded crop of each record; OSError where a picture cannot be read or decoded."""
-        return [self._read(int(record)) for record in records]
-
-    def _read(self, record: int) -> bytes:
-        encoded = read_file(self.where(record))
-        try:
-            picture = decode(encoded, read_header(encoded))
-        except BadPicture as error:
-            raise OSError(str(error)) from error
-        crop = align(picture, self.transforms[record], self.image_size)
-        # Little compression: the crop is decoded at once.
-        return cv2.imencode(".png", crop[..., ::-1], [cv2.IMWRITE_PNG_COMPRESSION, 1])[1].tobytes()
+    def reader(self, records: Sequence[int] | np.ndarray) -> Callable[[], list[bytes]]:
+        """As `folder.Source.reader`; it raises OSError also where a picture cannot be decoded."""
+        paths = [self.where(record) for record in records]
+        return partial(_read_aligned, paths, self.transforms[records], self.image_size)
 
 
 def aligned_source(
@@ -107,3 +99,17 @@ def aligned_source(
             f"{wrong.size - 1} more pictures; detect them again, or leave these pictures out"
         )
     return AlignedSource(str(root), list(names), transforms, np.zeros(len(names), np.int64), image_size)
+
+
+def _read_aligned(paths: list[str], transforms: np.ndarray, image_size: int) -> list[bytes]:
+    crops = []
+    for path, transform in zip(paths, transforms, strict=True):
+        encoded = read_file(path)
+        try:
+            picture = decode(encoded, read_header(encoded))
+        except BadPicture as error:
+            raise OSError(str(error)) from error
+        crop = align(picture, transform, image_size)
+        # Little compression: the crop is decoded at once.
+        crops.append(cv2.imencode(".png", crop[..., ::-1], [cv2.IMWRITE_PNG_COMPRESSION, 1])[1].tobytes())
+    return crops

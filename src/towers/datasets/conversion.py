@@ -128,9 +128,9 @@ def picture_suffix(encoded: bytes) -> str | None:
 
 
 def _read(source, records) -> list[bytes]:
-    """As `source.read`, with BadData where a picture cannot be read."""
+    """As the source reads, with BadData where a picture cannot be read."""
     try:
-        return source.read(records)
+        return source.reader(records)()
     except OSError as error:
         where = error.filename or source.where(records[0])
         raise BadData(f"{where}: cannot be read ({error.strerror or error}); repair or remove it") from error

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from ..hashing import keyed_hash_numpy
 from .decoding import BadPicture, decode, has_exif, read_header
+from .host_hashing import keyed_hash_numpy
 
 TRIES = 10
 MIN_ASPECT, MAX_ASPECT = 3 / 4, 4 / 3

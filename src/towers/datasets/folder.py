@@ -2,8 +2,9 @@
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ EXPECTED_LAYOUT = "expected ROOT/Class/picture.jpg (.jpg, .jpeg or .png; class f
 class Source:
     """Pictures of labelled classes. Record r is `root/files[r]`, of class `class_names[labels[r]]`.
 
-    `labels` is int64 [N]. `read` raises OSError where a file cannot be read.
+    `labels` is int64 [N].
     """
 
     root: str
@@ -36,9 +37,12 @@ class Source:
     def num_classes(self) -> int:
         return len(self.class_names)
 
-    def read(self, records: Sequence[int] | np.ndarray) -> list[bytes]:
-        """The encoded bytes of each record."""
-        return [read_file(self.where(record)) for record in records]
+    def reader(self, records: Sequence[int] | np.ndarray) -> Callable[[], list[bytes]]:
+        """A function that reads these records' encoded bytes, to be called here or sent to another process.
+
+        It raises OSError where a file cannot be read.
+        """
+        return partial(read_files, [f"{self.root}/{self.files[record]}" for record in records])
 
     def where(self, record: int) -> str:
         """The path of a record, for messages and for reading."""
@@ -74,9 +78,9 @@ class PathSource:
     def __len__(self) -> int:
         return len(self.paths)
 
-    def read(self, records: Sequence[int] | np.ndarray) -> list[bytes]:
-        """The encoded bytes of each record; OSError where a file cannot be read."""
-        return [read_file(self.paths[record]) for record in records]
+    def reader(self, records: Sequence[int] | np.ndarray) -> Callable[[], list[bytes]]:
+        """As `Source.reader`."""
+        return partial(read_files, [self.paths[record] for record in records])
 
     def where(self, record: int) -> str:
         """The path of a record."""
@@ -93,10 +97,9 @@ class TurnedSource(PathSource):
         super().__init__(paths)
         self.degrees = np.asarray(degrees, np.int64)
 
-    def read(self, records: Sequence[int] | np.ndarray) -> list[bytes]:
-        """The encoded bytes of each record; OSError where a file cannot be read, BadPicture where it is a PNG."""
-        found = super().read(records)
-        return [turned(encoded, int(self.degrees[record])) for encoded, record in zip(found, records, strict=True)]
+    def reader(self, records: Sequence[int] | np.ndarray) -> Callable[[], list[bytes]]:
+        """As `Source.reader`; it raises BadPicture where a picture to be turned is a PNG."""
+        return partial(_read_turned, super().reader(records), self.degrees[records].tolist())
 
 
 def read_folder(root: str | os.PathLike, *, min_images_per_class: int = 1) -> Source:
@@ -169,6 +172,11 @@ def _with_target(entry: os.DirEntry, ancestors: frozenset[str]) -> frozenset[str
     return ancestors | {target}
 
 
+def read_files(paths: list[str]) -> list[bytes]:
+    """Every file as `read_file` gives it."""
+    return [read_file(path) for path in paths]
+
+
 def read_file(path: str) -> bytes:
     """The file, or its first MAX_ENCODED_BYTES + 1 bytes: more is refused anyhow and must not fill the memory."""
     # O_NONBLOCK: a named pipe among the pictures must not stop the input; regular files ignore it.
@@ -182,3 +190,7 @@ def read_file(path: str) -> bytes:
     finally:
         os.close(descriptor)
     return encoded[: MAX_ENCODED_BYTES + 1]
+
+
+def _read_turned(read: Callable[[], list[bytes]], degrees: list[int]) -> list[bytes]:
+    return [turned(encoded, each) for encoded, each in zip(read(), degrees, strict=True)]

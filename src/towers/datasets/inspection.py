@@ -182,7 +182,7 @@ def _read_chunk(source) -> tuple[np.ndarray, dict[int, str]]:
     prints, reasons = np.zeros(len(source), FINGERPRINT), {}
     for place in range(len(source)):
         try:
-            (encoded,) = source.read([place])
+            (encoded,) = source.reader([place])()
             picture = decode(encoded, read_header(encoded))
         except BadPicture as error:
             reasons[place] = str(error)

@@ -6,15 +6,16 @@ lines `index TAB label [TAB more labels] TAB path`. Labels from 0.
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from ..errors import BadData
 from .class_numbers import ClassNumbers
-from .folder import read_file
+from .folder import read_files
 from .text_columns import BLANK, DOT, TAB, first_places, integers, last_separators, line_spans
 
 MAX_CLASSES = 2**31
@@ -52,15 +53,9 @@ class ListSource:
     def num_classes(self) -> int:
         return len(self.class_names)
 
-    def read(self, records: Sequence[int] | np.ndarray) -> list[bytes]:
-        """The encoded bytes of each record; OSError where a file cannot be read, or a link leads out of `root`."""
-        return [self._read(int(record)) for record in records]
-
-    def _read(self, record: int) -> bytes:
-        path = self.where(record)
-        if os.path.islink(path) and not _is_below(os.path.realpath(path), os.path.realpath(self.root)):
-            raise OSError(f"a link that leads out of {self.root}")
-        return read_file(path)
+    def reader(self, records: Sequence[int] | np.ndarray) -> Callable[[], list[bytes]]:
+        """As `folder.Source.reader`; it raises OSError also where a link leads out of `root`."""
+        return partial(_read_below, self.root, [self.where(record) for record in records])
 
     def where(self, record: int) -> str:
         """The path of a record."""
@@ -198,6 +193,13 @@ def _check_folders(path: Path, text: bytes, starts: np.ndarray, ends: np.ndarray
             reason = f"a link leads out of {path.parent}; move the list beside the pictures"
         if reason:
             refuse(np.arange(len(starts)) == row, reason)
+
+
+def _read_below(root: str, paths: list[str]) -> list[bytes]:
+    for path in paths:
+        if os.path.islink(path) and not _is_below(os.path.realpath(path), os.path.realpath(root)):
+            raise OSError(f"a link that leads out of {root}")
+    return read_files(paths)
 
 
 def _is_below(path: str, root: str) -> bool:

@@ -1,69 +1,106 @@
-"""Batches of pictures: read, checked and decoded one after the other."""
+"""Batches of pictures: read, checked and decoded one after the other, by a worker as far as all goes well."""
 
-import math
+from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 
 from ..errors import BadData
+from .batch_memory import batch_memory
 from .cropping import RandomResizedCrop
 from .decoding import BadPicture, Quarantine, decode, fit, read_header
+from .workers import WorkerLost, Workers
 
 MAX_NEIGHBOURS = 100
+
+
+class Job(NamedTuple):
+    """What a worker gets told of a batch: where it lies, how to read it, and what to take of each picture."""
+
+    offset: int
+    shape: tuple[int, int, int, int]
+    read: Callable[[], list[bytes]]
+    crop: RandomResizedCrop | None
+    draws: np.ndarray | None
+
+    def fill(self, pixels: np.ndarray) -> list[int]:
+        """Fill the first of pixels uint8 [b, L, L, 3] and return the slots of pictures that cannot be used."""
+        try:
+            encoded = self.read()
+        except (OSError, BadPicture):
+            # Which one it was, and why, shows when they are read one by one.
+            return list(range(len(pixels)))
+        bad = []
+        for slot, data in enumerate(encoded):
+            try:
+                _decode(data, self.crop, None if self.draws is None else self.draws[slot], pixels[slot])
+            except BadPicture:
+                bad.append(slot)
+        return bad
 
 
 class Pictures:
     """Reads and decodes the pictures of one source."""
 
-    def __init__(self, source, load_size: int, quarantine: Quarantine, crop: RandomResizedCrop | None = None):
+    def __init__(
+        self,
+        source,
+        load_size: int,
+        quarantine: Quarantine,
+        crop: RandomResizedCrop | None,
+        workers: Workers,
+    ):
         self.source = source
         self.size = load_size if crop is None else crop.size
         self.crop = crop
         self.quarantine = quarantine
-        self._memory = _KeptMemory()
+        self._workers = workers
 
-    def load(self, records: np.ndarray, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Records and positions [b] -> pixels uint8 [b, L, L, 3], labels int64 [b].
+    def begin(self, records: np.ndarray, positions: np.ndarray) -> Callable[[], tuple[np.ndarray, np.ndarray]]:
+        """Have a batch loaded: records and positions [b]; -1, at the end only, is black.
 
-        Broken pictures are replaced; record -1 is black.
+        What it returns waits for it: pixels uint8 [b, L, L, 3], labels int64 [b]. Broken pictures are replaced. Errors
+        go to the quarantine and leave the batch black.
         """
-        pixels = self._memory.empty((len(records), self.size, self.size, 3))
-        labels = np.zeros(len(records), np.int64)
+        shape = (len(records), self.size, self.size, 3)
+        offset, pixels = batch_memory().empty(shape)
+        wanted = self.quarantine.stand_ins(records[records >= 0].tolist())
+        draws = None if self.crop is None else self.crop.draws(positions)
         try:
-            wanted = self.quarantine.stand_ins(records.tolist())
-            encoded = self._read(wanted)
-            draws = self._draws(positions)
-            for slot, (record, data) in enumerate(zip(wanted, encoded, strict=True)):
-                labels[slot] = self._load(record, data, draws[slot], pixels[slot])
+            job = Job(offset, shape, self.source.reader(wanted), self.crop, draws)
+            bad_slots = self._workers.begin(job, pixels)
+        except Exception as error:
+            bad_slots = error
+        return lambda: self._finish(bad_slots, pixels, wanted, draws)
+
+    def _finish(self, bad_slots, pixels: np.ndarray, wanted: list[int], draws) -> tuple[np.ndarray, np.ndarray]:
+        labels = np.zeros(len(pixels), np.int64)
+        try:
+            if isinstance(bad_slots, Exception):
+                raise bad_slots
+            pixels[len(wanted) :] = 0
+            labels[: len(wanted)] = self.source.labels[wanted]
+            try:
+                left = bad_slots()
+            except WorkerLost:
+                left = range(len(wanted))
+            for slot in left:
+                labels[slot] = self._load(wanted[slot], None if draws is None else draws[slot], pixels[slot])
         except Exception as error:
             self.quarantine.fail(error)
             pixels[:], labels[:] = 0, 0
         return pixels, labels
 
-    def _read(self, records: list[int]) -> list[bytes | None]:
-        """Encoded bytes; None where there is no record, or where reading is left to `_load`, which keeps the reason."""
-        wanted = [record for record in records if record >= 0]
-        try:
-            encoded = self.source.read(wanted)
-        except (OSError, BadPicture):
-            return [None] * len(records)
-        if len(wanted) == len(records):
-            return encoded
-        rest = iter(encoded)
-        return [next(rest) if record >= 0 else None for record in records]
-
-    def _load(self, record: int, encoded: bytes | None, draws: np.ndarray | None, pixels: np.ndarray) -> int:
+    def _load(self, record: int, draws: np.ndarray | None, pixels: np.ndarray) -> int:
         """Fill pixels [L, L, 3] with a record, or with the next readable one, and return that one's label.
 
         Raises BadData where none is near.
         """
-        if record < 0:
-            pixels[:] = 0
-            return 0
         for distance in range(min(MAX_NEIGHBOURS, len(self.source))):
             candidate = (record + distance) % len(self.source)
             try:
-                data = encoded if distance == 0 and encoded is not None else self.source.read([candidate])[0]
-                self._decode(data, draws, pixels)
+                (encoded,) = self.source.reader([candidate])()
+                _decode(encoded, self.crop, draws, pixels)
             except BadPicture as error:
                 self.quarantine.add(candidate, str(error))
             except OSError as error:
@@ -77,46 +114,11 @@ class Pictures:
             f"{self.quarantine.first_paths(10)}; repair or remove them"
         )
 
-    def _decode(self, encoded: bytes, draws: np.ndarray | None, pixels: np.ndarray) -> None:
-        if draws is not None:
-            pixels[:] = self.crop.load(encoded, draws)
-            return
-        picture = decode(encoded, read_header(encoded), pixels)
-        if picture is not pixels:
-            pixels[:] = fit(picture, self.size)
 
-    def _draws(self, positions: np.ndarray) -> list[np.ndarray | None]:
-        return [None] * len(positions) if self.crop is None else list(self.crop.draws(positions))
-
-
-class _KeptMemory:
-    """Batches in memory that was used before: having the system clear fresh pages costs a fifth of decoding a batch."""
-
-    ALIGNMENT = 64  # TensorFlow copies what is aligned less.
-
-    def __init__(self):
-        self._free: dict[int, list[np.ndarray]] = {}
-
-    def empty(self, shape: tuple[int, ...]) -> np.ndarray:
-        """uint8 of this shape, contents undefined. The memory comes back when no array and no tensor looks at it."""
-        size = math.prod(shape)
-        free = self._free.setdefault(size, [])
-        try:
-            block = free.pop()
-        except IndexError:
-            block = np.empty(size + self.ALIGNMENT, np.uint8)
-            start = -block.ctypes.data % self.ALIGNMENT
-            block = block[start : start + size]
-        return np.asarray(_Loan(block, free)).reshape(shape)
-
-
-class _Loan:
-    """Keeps a block out of the free ones: NumPy holds this object as long as any array looks at the block."""
-
-    def __init__(self, block: np.ndarray, free: list[np.ndarray]):
-        self.__array_interface__ = block.__array_interface__
-        self._block = block
-        self._free = free
-
-    def __del__(self):
-        self._free.append(self._block)
+def _decode(encoded: bytes, crop: RandomResizedCrop | None, draws: np.ndarray | None, pixels: np.ndarray) -> None:
+    if crop is not None:
+        pixels[:] = crop.load(encoded, draws)
+        return
+    picture = decode(encoded, read_header(encoded), pixels)
+    if picture is not pixels:
+        pixels[:] = fit(picture, len(pixels))

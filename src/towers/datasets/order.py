@@ -29,6 +29,11 @@ class Order:
     def records(self, positions: np.ndarray) -> np.ndarray:
         """The record at each position. positions: int64 [n], any order, >= 0. Returns int64 [n]. Thread-safe."""
         positions = np.asarray(positions, np.int64)
+        if (
+            positions.size
+            and (number := int(positions.min()) // self.num_records) == positions.max() // self.num_records
+        ):
+            return self._permutation(number)[positions - number * self.num_records].astype(np.int64)
         passes, places = np.divmod(positions, self.num_records)
         records = np.empty_like(positions)
         for number in np.unique(passes):

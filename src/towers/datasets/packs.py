@@ -6,9 +6,9 @@ evaluate_pairs(embeddings, pack.pairs, pack.same, fold_ids=pack.fold_ids())
 
 import os
 import pickle
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -54,9 +54,9 @@ class Pack:
         """int64 [P, 2], pictures of each pair."""
         return np.arange(len(self.pictures)).reshape(-1, 2)
 
-    def read(self, records: Sequence[int] | np.ndarray) -> list[bytes]:
-        """The encoded bytes of each picture."""
-        return [self.pictures[record] for record in records]
+    def reader(self, records: Sequence[int] | np.ndarray) -> Callable[[], list[bytes]]:
+        """As `folder.Source.reader`; it carries the bytes."""
+        return partial(list, [self.pictures[record] for record in records])
 
     def where(self, record: int) -> str:
         """File and place in it, for messages; both numbers from 0."""
@@ -64,7 +64,7 @@ class Pack:
 
     def subset(self, records: Sequence[int] | np.ndarray) -> "Pack":
         """Only these pictures, without their pairs."""
-        return Pack(self.path, self.read(records), np.zeros(0, bool))
+        return Pack(self.path, [self.pictures[record] for record in records], np.zeros(0, bool))
 
     def fold_ids(self, folds: int | None = None) -> np.ndarray:
         """The fold of each pair, int64 [P]: blocks of pairs in order, the first P % folds one longer (default: 10).

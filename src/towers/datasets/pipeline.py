@@ -4,7 +4,8 @@ dataset = train_dataset(source, Order(len(source), seed), first_step=0, global_b
                         num_towers=2, load_size=112, quarantine=Quarantine(source))
 """
 
-import os
+import sys
+import threading
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -13,6 +14,7 @@ import tensorflow as tf
 from .cropping import RandomResizedCrop
 from .decoding import Quarantine
 from .loading import Pictures
+from .workers import Workers, workers_of_this_process
 
 
 def train_dataset(
@@ -26,7 +28,7 @@ def train_dataset(
     load_size: int,
     quarantine: Quarantine,
     crop: RandomResizedCrop | None = None,
-    num_parallel_calls: int | None = None,
+    workers: Workers | None = None,
 ) -> tf.data.Dataset:
     """Endless batches from `first_step` on, one element for each local tower in turn.
 
@@ -47,8 +49,9 @@ def train_dataset(
         return step * global_batch + tower * batch + np.arange(batch)
 
     elements = tf.data.Dataset.counter(dtype=tf.int64)
-    pictures = Pictures(source, load_size, quarantine, crop)
-    return _batches(elements, positions_of, order.records, pictures, batch, len(towers), num_parallel_calls)
+    workers = workers or workers_of_this_process()
+    pictures = Pictures(source, load_size, quarantine, crop, workers)
+    return _batches(elements, positions_of, order.records, pictures, batch, workers, len(towers))
 
 
 def evaluation_dataset(
@@ -59,7 +62,7 @@ def evaluation_dataset(
     num_towers: int,
     quarantine: Quarantine,
     towers: Sequence[int] | None = None,
-    num_parallel_calls: int | None = None,
+    workers: Workers | None = None,
 ) -> tf.data.Dataset:
     """Every record once, in order, in batches of `batch` for each local tower in turn (`towers`, default all).
 
@@ -77,8 +80,9 @@ def evaluation_dataset(
         return np.where(positions < num_records, positions, -1)
 
     elements = tf.data.Dataset.range(-(-num_records // global_batch) * len(towers))
-    pictures = Pictures(source, load_size, quarantine)
-    return _batches(elements, positions_of, records_of, pictures, batch, len(towers), num_parallel_calls)
+    workers = workers or workers_of_this_process()
+    pictures = Pictures(source, load_size, quarantine, None, workers)
+    return _batches(elements, positions_of, records_of, pictures, batch, workers, len(towers))
 
 
 def _batches(
@@ -87,30 +91,52 @@ def _batches(
     records_of: Callable[[np.ndarray], np.ndarray],
     pictures: Pictures,
     batch: int,
-    num_local_towers: int,
-    num_parallel_calls: int | None,
+    workers: Workers,
+    num_ready: int,
 ) -> tf.data.Dataset:
-    """Map element numbers to batches, several at a time, in order."""
-    # One a core and one more: while two decode, a third waits for Python's lock or the disk.
-    threads = num_parallel_calls or len(os.sched_getaffinity(0)) + 1
+    """Map element numbers to batches: every worker has one and the next one, `num_ready` more lie ready as tensors."""
 
-    def load(element: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        positions = positions_of(int(element))
+    def begin(element: int) -> Callable[[], tuple[np.ndarray, ...]]:
+        positions = positions_of(element)
         records = records_of(positions)
-        return *pictures.load(records, positions), records, positions
+        loaded = pictures.begin(records, positions)
+        return lambda: (*loaded(), records, positions)
+
+    ahead = _Ahead(begin, 2 * len(workers), int(elements.cardinality()))
 
     def batch_of(element: tf.Tensor) -> dict[str, tf.Tensor]:
         # One call for all: on a small machine a call costs as much as three pictures.
-        image, *numbers = tf.numpy_function(load, [element], [tf.uint8, tf.int64, tf.int64, tf.int64], stateful=False)
-        label, record, position = (tf.ensure_shape(each, [batch]) for each in numbers)
-        image = tf.ensure_shape(image, [batch, pictures.size, pictures.size, 3])
-        return {"image": image, "label": label, "record": record, "position": position}
+        image, *numbers = tf.numpy_function(ahead.get, [element], [tf.uint8] + [tf.int64] * 3, stateful=False)
+        image.set_shape([batch, pictures.size, pictures.size, 3])
+        for each in numbers:
+            each.set_shape([batch])
+        return {"image": image, **dict(zip(("label", "record", "position"), numbers, strict=True))}
 
     options = tf.data.Options()
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
     options.deterministic = True
-    # Threads of its own: TensorFlow's, one a core, also compute the step.
-    options.threading.private_threadpool_size = threads
-    # Two batches a tower lie ready. `prefetch` would keep them too, by one more thread to wake for each.
-    ahead = threads + 2 * num_local_towers
-    return elements.map(batch_of, num_parallel_calls=ahead, deterministic=True).with_options(options)
+    # A thread of its own waits for batches: TensorFlow's, one a core, compute the step. More would get in its way.
+    options.threading.private_threadpool_size = 1
+    options.experimental_optimization.map_parallelization = False
+    return elements.map(batch_of).prefetch(num_ready).with_options(options)
+
+
+class _Ahead:
+    """Elements asked for in order, of which the next ones are already begun. Any order is right, this one is fast."""
+
+    def __init__(self, begin: Callable[[int], Callable], num_ahead: int, num_elements: int):
+        self._begin, self._num_ahead = begin, num_ahead
+        self._num_elements = sys.maxsize if num_elements < 0 else num_elements
+        self._begun: dict[int, Callable] = {}
+        self._lock = threading.Lock()
+
+    def get(self, element: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Wait for an element."""
+        first = int(element)
+        with self._lock:
+            wanted = range(first, min(first + 1 + self._num_ahead, self._num_elements))
+            self._begun = {
+                number: self._begun[number] if number in self._begun else self._begin(number) for number in wanted
+            }
+            finish = self._begun.pop(first)
+        return finish()

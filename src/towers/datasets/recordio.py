@@ -9,6 +9,8 @@ stands at heads of pieces only. The `.idx` has a line `key TAB place of the head
 import mmap
 import os
 import struct
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -33,13 +35,15 @@ class BrokenRecord(ValueError):
 class RecordFile:
     """An open `.rec`. Reading is by place, so threads need no lock; it may be sent to another process.
 
+    `through` is opened in the place of the path, which is for messages then.
+
     Raises BadData: no such file, or not a file.
     """
 
-    def __init__(self, path: str | os.PathLike):
+    def __init__(self, path: str | os.PathLike, through: str | None = None):
         self.path = os.fspath(path)
         try:
-            self._descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+            self._descriptor = os.open(through or self.path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
             raise BadData(f"{self.path}: cannot be opened ({error.strerror}); check the path") from error
         self._state = self._now()
@@ -52,6 +56,10 @@ class RecordFile:
         # Not set where opening failed.
         if hasattr(self, "_descriptor"):
             os.close(self._descriptor)
+
+    def lent(self) -> Callable[[], "RecordFile"]:
+        """A function that opens it in another process: this very file, also where a new one has taken its name."""
+        return partial(RecordFile, self.path, f"/proc/{os.getpid()}/fd/{self._descriptor}")
 
     def check_unchanged(self) -> None:
         """Raise StorageError where somebody wrote to the file since it was opened: its index holds no longer."""

@@ -10,8 +10,9 @@ headers, since the numbers of the other records are float32, which loses whole o
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -53,22 +54,15 @@ class RecordSource:
     def num_classes(self) -> int:
         return len(self.class_names)
 
-    def read(self, records: Sequence[int] | np.ndarray) -> list[bytes]:
-        """The encoded bytes of each record, at most MAX_ENCODED_BYTES + 1 of it: more is refused anyhow.
+    def reader(self, records: Sequence[int] | np.ndarray) -> Callable[[], list[bytes]]:
+        """As `folder.Source.reader`; of each record at most MAX_ENCODED_BYTES + 1: more is refused anyhow.
 
-        Raises StorageError where the file was changed since it was opened; OSError where it cannot be read.
+        Raises StorageError where the file was changed since it was opened.
         """
         self.file.check_unchanged()
         records = np.asarray(records, np.int64)
         places = (values[records].tolist() for values in (self.heads, self.bodies, self.sizes))
-        return [self._read(head, body, size) for head, body, size in zip(*places, strict=True)]
-
-    def _read(self, head: int, body: int, size: int) -> bytes:
-        limit = min(size, MAX_ENCODED_BYTES + 1)
-        if body:
-            return self.file.read_at(head + body, limit)
-        start = IR_HEADER_BYTES + 4 * int.from_bytes(read_payload(self.file, head, 4), "little")
-        return read_payload(self.file, head, start + limit)[start:]
+        return partial(_read_pictures, self.file.lent(), list(zip(*places, strict=True)))
 
     def where(self, record: int) -> str:
         """File, key and place of a record, for messages."""
@@ -292,3 +286,16 @@ def _labels(keys, heads, label: np.ndarray, num_classes: int | None, found: Faul
     if num_classes is not None:
         blame(labels >= num_classes, f"is not below the {num_classes} classes that {PROPERTY_NAME} says there are")
     return labels, good
+
+
+def _read_pictures(opened: Callable[[], RecordFile], places: list[tuple[int, int, int]]) -> list[bytes]:
+    """The pictures of (head, body, size)."""
+    file, pictures = opened(), []
+    for head, body, size in places:
+        limit = min(size, MAX_ENCODED_BYTES + 1)
+        if body:
+            pictures.append(file.read_at(head + body, limit))
+        else:
+            start = IR_HEADER_BYTES + 4 * int.from_bytes(read_payload(file, head, 4), "little")
+            pictures.append(read_payload(file, head, start + limit)[start:])
+    return pictures

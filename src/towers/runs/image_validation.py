@@ -148,7 +148,7 @@ def write_files(validation: ImageValidation, folder: Path) -> None:
 
 
 def _small(source: PathSource, record: int) -> np.ndarray:
-    (encoded,) = source.read([record])
+    (encoded,) = source.reader([record])()
     picture = decode(encoded, read_header(encoded))
     scale = SHEET_SIDE / max(picture.shape[:2])
     if scale >= 1:

@@ -25,7 +25,7 @@ def source_of(pictures: RetrievalSet) -> PathSource:
 def read_picture(source, record: int) -> np.ndarray:
     """A picture of a source as uint8 RGB [H, W, 3]. Raises BadPicture."""
     try:
-        encoded = source.read([record])[0]
+        encoded = source.reader([record])()[0]
     except OSError as error:
         raise BadPicture(f"cannot be read: {error.strerror or error}") from error
     return decode(encoded, read_header(encoded))
