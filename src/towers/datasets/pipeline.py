@@ -115,8 +115,8 @@ def _batches(
     options = tf.data.Options()
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
     options.deterministic = True
-    # A thread of its own waits for batches: TensorFlow's, one a core, compute the step. More would get in its way.
-    options.threading.private_threadpool_size = 1
+    # Threads of its own: TensorFlow's, one a core, compute the step. With a single one the workers idled now and then.
+    options.threading.private_threadpool_size = 2
     options.experimental_optimization.map_parallelization = False
     return elements.map(batch_of).prefetch(num_ready).with_options(options)
 
