@@ -121,7 +121,7 @@ def measure_opening(folder: Path, count: int) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pictures", type=int, default=4000, help="pictures to read and decode")
-    parser.add_argument("--batch", type=int, default=64, help="pictures a batch")
+    parser.add_argument("--batch", type=int, default=128, help="pictures a batch")
     parser.add_argument("--rounds", type=int, default=7, help="rounds, of which the median is reported")
     parser.add_argument("--records", type=int, default=10_000_000, help="records to open")
     arguments = parser.parse_args()
