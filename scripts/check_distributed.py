@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from towers import options
-from towers.classcenters.remote import RemoteStore
+from towers.classcenters.remote import RemoteStore, access
 from towers.classcenters.spec import MatrixSpec
 from towers.distribution import REDUCTIONS, Towers, tower_index
 from towers.errors import UserError
@@ -22,7 +22,7 @@ def make_parser() -> options.Parser:
     parser.add_argument("--towers", type=int, help="number of towers (default: all GPUs, else 1)")
     parser.add_argument("--reduction", choices=REDUCTIONS, default="cpu", help="where gradients are summed")
     parser.add_argument("--megabytes", type=int, default=64, help="size of the summed tensor, MB")
-    parser.add_argument("--param_servers", help="host:port,... of parameter servers, in order of shards")
+    options.add_servers(parser, "host:port,... of parameter servers, in order of shards")
     parser.add_argument("--matrix", default="check_distributed", help="name of a small matrix that is made on them")
     return parser
 
@@ -55,8 +55,8 @@ def check_towers(towers: Towers, megabytes: int) -> str:
     return f"sum over {towers.num_towers} tower(s): right, {megabytes / seconds / 1000:.2f} GB/s of {megabytes} MB"
 
 
-def check_servers(addresses: list[str], matrix: str) -> str:
-    store = RemoteStore(addresses, timeout=10)
+def check_servers(addresses: list[str], matrix: str, entry: dict) -> str:
+    store = RemoteStore(addresses, timeout=10, **entry)
     spec = MatrixSpec(rows=max(1000, len(addresses)), columns=128, rule="sgd")
     store.create(matrix, spec)
     rows = np.arange(spec.rows)
@@ -74,7 +74,10 @@ def main(arguments) -> None:
     print(f"TensorFlow {tf.__version__}; devices: {', '.join(towers.device_names)}")
     print(check_towers(towers, arguments.megabytes))
     if arguments.param_servers:
-        print(check_servers(arguments.param_servers.split(","), arguments.matrix))
+        entry = access(
+            arguments.param_token_file, arguments.param_tls_ca, arguments.param_tls_cert, arguments.param_tls_key
+        )
+        print(check_servers(arguments.param_servers.split(","), arguments.matrix, entry))
 
 
 if __name__ == "__main__":

@@ -92,3 +92,18 @@ def state_of(run_dir, step):
 def metrics_of(run_dir, kind="train"):
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     return [line for line in lines if line["kind"] == kind]
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory):
+    """A folder with `crt` and `key` of localhost, signed by itself."""
+    folder = tmp_path_factory.mktemp("tls")
+    command = (
+        "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost -addext subjectAltName=DNS:localhost"
+    )
+    made = subprocess.run(
+        [*command.split(), "-keyout", folder / "key", "-out", folder / "crt"], capture_output=True, check=False
+    )
+    if made.returncode:
+        pytest.skip("openssl cannot make a certificate here")
+    return folder

@@ -13,6 +13,21 @@ def test_towers_and_servers_are_checked():
         assert shards[0].store.version("check_distributed") == 1
 
 
+def test_servers_that_ask_for_a_certificate_and_a_token(certificate, tmp_path):
+    (tmp_path / "token").write_text("0123456789abcdef0123456789abcdef\n")
+    crt, key = certificate / "crt", certificate / "key"
+    asking = ("--tls_cert", crt, "--tls_key", key, "--tls_client_ca", crt, "--token_file", tmp_path / "token")
+    giving = ("--param_tls_ca", crt, "--param_tls_cert", crt, "--param_tls_key", key)
+    giving += ("--param_token_file", tmp_path / "token")
+    with serving(*asking) as (addresses, shards):
+        servers = ("--megabytes", 1, "--param_servers", *addresses)
+        assert "1 server(s): round trip" in run_python("scripts/check_distributed.py", *servers, *giving).stdout
+        assert shards[0].store.version("check_distributed") == 1
+        for left_out in (giving[:2], giving[:6]):
+            found = run_python("scripts/check_distributed.py", *servers, *left_out, check=False)
+            assert found.returncode in (2, 75), found.stderr
+
+
 def test_servers_that_are_not_there_are_told():
     found = run_python("scripts/check_distributed.py", "--megabytes", 1, "--param_servers", "localhost:9", check=False)
     assert found.returncode == 75

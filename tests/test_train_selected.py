@@ -94,6 +94,19 @@ def test_bit_for_bit_resumption(faces, tmp_path, query):
     assert len(losses[0]) == 40
 
 
+def test_a_server_behind_tls(faces, tmp_path, certificate):
+    crt, key = certificate / "crt", certificate / "key"
+    program = Program("--tls_cert", crt, "--tls_key", key)
+    try:
+        train(
+            *(faces, tmp_path / "run", "--max_steps", "2", "--param_servers", f"localhost:{program.port}"),
+            *("--param_tls_ca", crt),
+        )
+        assert RemoteStore([f"localhost:{program.port}"], ca=crt.read_bytes()).version("class_centers") == 2
+    finally:
+        program.kill()
+
+
 @pytest.mark.slow
 def test_servers_train_as_memory_does(faces, tmp_path):
     options = ("--deterministic", "--max_steps", "3")

@@ -382,11 +382,18 @@ def add_selection(parser: Parser) -> None:
         "--adaptive", action="store_true", help="steer the three numbers above by measured recall and probability mass"
     )
     group.add_argument("--center_folder", type=Path, help="keep the centres in mapped files here, not in memory")
-    group.add_argument(
-        "--param_servers",
-        help="host:port,... of parameter servers that keep them, in order of shards; several processes need them",
+    add_servers(
+        group, "host:port,... of parameter servers that keep them, in order of shards; several processes need them"
     )
+
+
+def add_servers(group: argparse._ArgumentGroup | Parser, purpose: str) -> None:
+    """Where parameter servers are and how they are reached, as `classcenters.remote.access` takes it."""
+    group.add_argument("--param_servers", help=purpose)
     group.add_argument("--param_token_file", type=Path, help="token that these servers ask for")
+    group.add_argument("--param_tls_ca", type=Path, help="speak TLS: certificate, PEM, that theirs are signed by")
+    group.add_argument("--param_tls_cert", type=Path, help="certificate chain, PEM, that they ask for")
+    group.add_argument("--param_tls_key", type=Path, help="private key of --param_tls_cert, PEM")
 
 
 def add_pair_sets(parser: Parser) -> None:

@@ -10,7 +10,7 @@ from classcenters.dense_reference import DenseReference, random_step
 from classcenters.serving import Program, serving
 
 from towers.classcenters.protocol import class_centers_pb2 as messages
-from towers.classcenters.remote import RemoteStore
+from towers.classcenters.remote import RemoteStore, access
 from towers.classcenters.spec import MatrixSpec, StepMismatch
 from towers.classcenters.store import memory_store
 from towers.classcenters.wire import CHANNEL_OPTIONS, SERVICE, decoded_block, encoded_pull
@@ -370,3 +370,26 @@ def test_without_a_journal_lost_steps_are_told(tmp_path):
         np.testing.assert_array_equal(store.pull("w", EVERYTHING, version=3), three)
     finally:
         program.kill()
+
+
+def test_access_reads_what_servers_ask_for(tmp_path):
+    for name in ("token", "ca", "crt", "key"):
+        (tmp_path / name).write_text(f"{name}\n")
+    assert access() == {"token": None, "ca": None, "certificate": None}
+    found = access(*(tmp_path / name for name in ("token", "ca", "crt", "key")))
+    assert found == {"token": "token", "ca": b"ca\n", "certificate": (b"crt\n", b"key\n")}
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        ({"token_file": "none"}, "--param_token_file .*none: cannot be read .No such file"),
+        ({"tls_ca": "none"}, "--param_tls_ca .*none: cannot be read"),
+        ({"tls_ca": "here", "tls_cert": "here"}, "belong together"),
+        ({"tls_cert": "here", "tls_key": "here"}, "needs --param_tls_ca"),
+    ],
+)
+def test_access_that_cannot_be_had(tmp_path, given, reason):
+    (tmp_path / "here").write_text("x")
+    with pytest.raises(UserError, match=reason):
+        access(**{name: tmp_path / file for name, file in given.items()})

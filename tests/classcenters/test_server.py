@@ -267,20 +267,6 @@ def test_a_token_is_asked_for(tmp_path):
         assert shards[0].store.version("w") == 1
 
 
-@pytest.fixture(scope="module")
-def certificate(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tls")
-    command = (
-        "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost -addext subjectAltName=DNS:localhost"
-    )
-    made = subprocess.run(
-        [*command.split(), "-keyout", folder / "key", "-out", folder / "crt"], capture_output=True, check=False
-    )
-    if made.returncode:
-        pytest.skip("openssl cannot make a certificate here")
-    return folder
-
-
 def test_tls(certificate):
     ca = (certificate / "crt").read_bytes()
     with serving("--tls_cert", certificate / "crt", "--tls_key", certificate / "key") as (addresses, _):

@@ -56,6 +56,36 @@ class _Kept(NamedTuple):
     gradients: np.ndarray
 
 
+def access(
+    token_file: Path | None = None,
+    tls_ca: Path | None = None,
+    tls_cert: Path | None = None,
+    tls_key: Path | None = None,
+) -> dict:
+    """What `RemoteStore` needs to be let in, from files.
+
+    Raises UserError: a file that cannot be read, or options that belong together.
+    """
+    if (tls_cert is None) != (tls_key is None):
+        raise UserError("--param_tls_cert and --param_tls_key belong together: give both, or none")
+    if tls_cert and not tls_ca:
+        raise UserError("--param_tls_cert needs --param_tls_ca, the certificate that the servers' own are signed by")
+    named = {"--param_token_file": token_file, "--param_tls_ca": tls_ca}
+    named |= {"--param_tls_cert": tls_cert, "--param_tls_key": tls_key}
+    read = {}
+    for option, path in named.items():
+        try:
+            read[option] = path.read_bytes() if path else None
+        except OSError as error:
+            raise UserError(f"{option} {path}: cannot be read ({error.strerror}); check the path") from error
+    token, ca, chain, key = read.values()
+    return {
+        "token": token.decode(errors="replace").strip() if token else None,
+        "ca": ca,
+        "certificate": (chain, key) if chain else None,
+    }
+
+
 class RemoteStore:
     """Matrices on servers. One for each training process; never share it with a fork.
 

@@ -57,6 +57,9 @@ MAY_DIFFER = frozenset(
         "center_folder",
         "param_servers",
         "param_token_file",
+        "param_tls_ca",
+        "param_tls_cert",
+        "param_tls_key",
     }
 )
 

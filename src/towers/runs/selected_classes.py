@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 from ..classcenters import indexes
-from ..classcenters.remote import RemoteStore
+from ..classcenters.remote import RemoteStore, access
 from ..classcenters.selection import Settings
 from ..classcenters.spec import MatrixSpec, StepMismatch
 from ..classcenters.store import Store, mapped_store, memory_store
@@ -16,7 +16,8 @@ from ..processes import Processes
 
 OPTIONS = (
     "embedding_size seed optimizer weight_decay deterministic accumulate selector query num_selected num_trees probes "
-    "interval adaptive center_folder param_servers param_token_file"
+    "interval adaptive center_folder param_servers param_token_file "
+    "param_tls_ca param_tls_cert param_tls_key"
 )
 RULES = {"MOM": "momentum", "SGD": "sgd", "ADAGRAD": "adagrad"}
 MATRIX = "class_centers"
@@ -55,6 +56,9 @@ def make_head(
     center_folder: Path | None,
     param_servers: str | None,
     param_token_file: Path | None,
+    param_tls_ca: Path | None,
+    param_tls_cert: Path | None,
+    param_tls_key: Path | None,
 ) -> SelectedHead:
     """Make the store, its matrix and the head.
 
@@ -80,7 +84,8 @@ def make_head(
         raise UserError("--interval, --num_trees and --probes must be 1 or more")
     if param_servers and center_folder:
         raise UserError("--center_folder keeps the centres here, --param_servers elsewhere; give one of them")
-    store = _store(center_folder, param_servers, param_token_file, towers.processes, eager=deterministic)
+    entry = access(param_token_file, param_tls_ca, param_tls_cert, param_tls_key)
+    store = _store(center_folder, param_servers, entry, towers.processes, eager=deterministic)
     spec = MatrixSpec(
         rows=num_classes, columns=embedding_size, seed=seed, scale=0.1, rule=RULES[optimizer], weight_decay=weight_decay
     )
@@ -129,10 +134,9 @@ def describe(
     ]
 
 
-def _store(center_folder, param_servers, param_token_file, processes, eager) -> Store | RemoteStore:
+def _store(center_folder, param_servers, entry, processes, eager) -> Store | RemoteStore:
     if param_servers:
-        token = param_token_file.read_text().strip() if param_token_file else None
-        store = RemoteStore(param_servers.split(","), client=processes.index, token=token)
+        store = RemoteStore(param_servers.split(","), client=processes.index, **entry)
         if store.clients != processes.num:
             raise UserError(
                 f"--param_servers {param_servers}: a step waits there for {store.clients} process(es), and this run "
