@@ -276,6 +276,19 @@ def test_a_file_that_disappears_or_may_not_be_read(tmp_path):
     }
 
 
+def test_a_file_that_disappears_from_the_last_batch_which_is_not_full(tmp_path):
+    source = write_source(tmp_path, [jpeg(face(seed)) for seed in range(10)])
+    expected = pixels(source, np.arange(9), batch=4)
+    (tmp_path / "class002/009.jpg").unlink()
+    quarantine = Quarantine(source)
+    found = pixels(source, np.arange(12), batch=4, quarantine=quarantine)
+    assert np.array_equal(found[:9], expected)
+    assert np.array_equal(found[9], expected[0])
+    assert not found[10:].any()
+    assert quarantine.bad == {9: "cannot be read: No such file or directory"}
+    quarantine.check(0.1)
+
+
 def test_a_wholly_bad_source_is_reported_and_does_not_hang(tmp_path):
     source = write_source(tmp_path, [BROKEN["HTML page"]] * 8)
     quarantine = Quarantine(source)

@@ -24,7 +24,7 @@ class Job(NamedTuple):
     draws: np.ndarray | None
 
     def fill(self, pixels: np.ndarray) -> list[int]:
-        """Fill the first of pixels uint8 [b, L, L, 3] and return the slots of pictures that cannot be used."""
+        """Fill the first of pixels uint8 [b, L, L, 3] and return the slots to look at again, maybe ones beyond them."""
         try:
             encoded = self.read()
         except (OSError, BadPicture):
@@ -43,12 +43,7 @@ class Pictures:
     """Reads and decodes the pictures of one source."""
 
     def __init__(
-        self,
-        source,
-        load_size: int,
-        quarantine: Quarantine,
-        crop: RandomResizedCrop | None,
-        workers: Workers,
+        self, source, load_size: int, quarantine: Quarantine, crop: RandomResizedCrop | None, workers: Workers
     ):
         self.source = source
         self.size = load_size if crop is None else crop.size
@@ -84,7 +79,7 @@ class Pictures:
                 left = bad_slots()
             except WorkerLost:
                 left = range(len(wanted))
-            for slot in left:
+            for slot in left[: len(wanted)]:
                 labels[slot] = self._load(wanted[slot], None if draws is None else draws[slot], pixels[slot])
         except Exception as error:
             self.quarantine.fail(error)
