@@ -6,7 +6,7 @@
 A step is the whole of it: augmentation on the device, network, loss, gradients, the finite check, momentum and the
 moving statistics, as StableHLO text made from Towers' own training step; batches of random pictures lie on the device.
 ``--time`` gives every argument the mean and the deviation that it had here, feeds the new weights to the next call, and
-refuses a step whose loss is not finite, since that one would leave the update out. Prints a table and a JSON line a step.
+refuses a step whose loss is not finite: it would leave the update out. Prints a table, and a JSON line for each step.
 """
 
 import argparse
@@ -48,8 +48,8 @@ HEADS = (
 )
 
 
-def export(case: Case, precision: str, out_dir: Path) -> None:
-    """Write ``case`` as StableHLO beside what its arguments held; the process must not have used TensorFlow before."""
+def one_tower_step(case: Case, precision: str):
+    """A function for XLA of a batch's values, a step and a rate, and these; nothing may have used TensorFlow before."""
     import keras
     import numpy as np
     import tensorflow as tf
@@ -131,24 +131,27 @@ def export(case: Case, precision: str, out_dir: Path) -> None:
     names = list(given)
 
     @tf.function(jit_compile=True, autograph=False)
-    def one_tower_step(*arguments):
+    def compiled(*arguments):
         batch, (step, rate) = dict(zip(names, arguments, strict=False)), arguments[len(names) :]
         per_tower, shared = train_step(batch, step, rate)
         return shared["finite"], shared["loss"], shared["gradient_norm"], per_tower["accuracy"]
 
-    arguments = [*map(tf.constant, given.values()), tf.constant(0, tf.int64), tf.constant(0.1, tf.float64)]
-    compiled = one_tower_step.get_concrete_function(*arguments)
-    text = plain_stablehlo(one_tower_step.experimental_get_compiler_ir(*arguments)(stage="stablehlo"))
+    return compiled, [*map(tf.constant, given.values()), tf.constant(0, tf.int64), tf.constant(0.1, tf.float64)]
+
+
+def export(case: Case, precision: str, out_dir: Path) -> None:
+    """Write ``case`` as StableHLO, and beside it what its arguments held."""
+    step, arguments = one_tower_step(case, precision)
+    text = plain_stablehlo(step.experimental_get_compiler_ir(*arguments)(stage="stablehlo"))
     types = argument_types(text)
-    taken = [*arguments, *compiled.captured_inputs]
+    # Variables come after what the function is called with, in the order in which it captured them.
+    taken = [*arguments, *step.get_concrete_function(*arguments).captured_inputs]
     if len(types) != len(taken):
         raise SystemExit(f"{case.name}: the module has {len(types)} arguments, the step {len(taken)}")
     described = [description(value, *expected) for value, expected in zip(taken, types, strict=True)]
-    items = case.batch_size
     stem = "_".join((case.name.replace(" ", "_"), str(case.image_size or case.num_classes), precision))
     (out_dir / f"{stem}.mlir").write_text(text)
-    about = {"name": case.name, "image_size": case.image_size, "batch_size": items, "num_classes": case.num_classes}
-    about |= {"selected": case.selected, "precision": precision, "arguments": described}
+    about = case._asdict() | {"precision": precision, "arguments": described}
     (out_dir / f"{stem}.json").write_text(json.dumps(about))
     print(f"{stem}: {len(text) / 1e6:.1f} MB, {len(types)} arguments", flush=True)
 
@@ -166,7 +169,7 @@ def augmentation(image_size: int) -> dict:
 
 
 def plain_stablehlo(text: str) -> str:
-    """The module without the one op of another dialect, which newer compilers refuse: a copy, here a reshape to itself."""
+    """The module without the one op of another dialect, which newer compilers refuse: a copy becomes a reshape."""
     return re.sub(r"= mhlo\.copy (%\S+) : (tensor<[^>]*>)", r"= stablehlo.reshape \1 : (\2) -> \2", text)
 
 
@@ -268,7 +271,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--export", type=Path, metavar="DIR", help="write the steps into this folder")
     parser.add_argument("--time", type=Path, metavar="DIR", help="time the steps of this folder")
-    parser.add_argument("--only", default="", help="those steps whose name begins with this, say resnet50 or 'full head'")
+    parser.add_argument("--only", default="", help="steps whose name begins with this, say resnet50 or 'full head'")
     parser.add_argument("--repeat", type=int, default=30, help="timed calls of each step")
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()

@@ -1,7 +1,9 @@
-"""THOR against SGD with momentum: steps to the same training loss, and what a step costs, on a small ResNet.
+r"""THOR against SGD with momentum: steps to the same training loss, and what a step costs, on a small ResNet.
 
   python benchmarks/thor.py --out_dir thor                       # under 15 minutes on two idle cores
-  python benchmarks/thor.py --out_dir thor_omniglot --archive images_background_small1.zip
+  python benchmarks/thor.py --out_dir thor_omniglot --archive images_background_small1.zip --batch_size 952 \
+      --epochs 40 --momentum_rates 0.1 0.2 0.3 0.4 --thor_rates 0.1 0.2 0.4 --thor_dampings 0.1 0.3 \
+      --thor_kl_clip 0.3 --interval 8
   python benchmarks/thor.py --out_dir thor --epochs 20 --thor_rates 0.01 0.02 --thor_dampings 0.03
 
 Trains on the drawn stand-in of data/multigrain_standin, made where it is missing; with --archive, on Omniglot's 136
@@ -148,6 +150,7 @@ def main() -> None:
     parser.add_argument("--thor_dampings", type=float, nargs="+", default=[0.03, 0.1])
     parser.add_argument("--thor_kl_clip", type=float, default=0.001)
     parser.add_argument("--interval", type=int, default=20, help="steps between refreshes")
+    parser.add_argument("--seed", type=int, default=666, help="of all runs; each needs an --out_dir of its own")
     parser.add_argument("--steps", type=int, default=18, help="timed steps a round")
     parser.add_argument("--rounds", type=int, default=3, help="of timing")
     parser.add_argument("--measure", choices=("MOM", "THOR"), help=argparse.SUPPRESS)
@@ -158,7 +161,7 @@ def main() -> None:
         return
 
     data, shared = training_pictures(arguments.out_dir, arguments.archive)
-    shared += ["--image_size", arguments.image_size, "--batch_size", arguments.batch_size]
+    shared += ["--image_size", arguments.image_size, "--batch_size", arguments.batch_size, "--seed", arguments.seed]
     steps = arguments.epochs * -(-len(list(data.glob("*/*.*"))) // arguments.batch_size)
     window = max(1, round(LAST * steps))
     print(f"{'optimizer':<10} {'rate':>8} {'damping':>8} {'steps':>6} {'final loss':>11} {'reached at':>11}")
