@@ -25,5 +25,5 @@ lock() {
 options=("$@")
 lock cpu --extra cpu "${options[@]}"
 lock gpu --extra gpu "${options[@]}"
-# dev starts from cpu's answer, so that tests run on the versions that users get.
-lock dev --extra cpu --extra dev --constraint requirements/cpu.lock "${options[@]}"
+# dev starts from cpu's answer, so that tests run on the versions that users get; with ONNX, whose test needs it.
+lock dev --extra cpu --extra dev --extra onnx --constraint requirements/cpu.lock "${options[@]}"
