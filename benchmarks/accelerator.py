@@ -58,6 +58,7 @@ def one_tower_step(case: Case, precision: str):
     from towers.distribution import Towers
     from towers.heads.replicated import ReplicatedHead
     from towers.heads.sharded import Rows, ShardedHead
+    from towers.losses.margin import LogitForm
     from towers.networks import decayed_variables, moving_statistics
     from towers.runs import pictures
     from towers.runs.run import POLICIES
@@ -77,18 +78,8 @@ def one_tower_step(case: Case, precision: str):
     tf.math.reduce_euclidean_norm = lambda rows, axis: tf.sqrt(tf.reduce_sum(tf.square(rows), axis))
     keras.mixed_precision.set_dtype_policy(POLICIES[precision])
     keras.utils.set_random_seed(1)
-    # Without MirroredStrategy, whose collectives XLA does not compile; one tower has none.
-    towers = Towers(tf.distribute.get_strategy(), "cpu", ("/CPU:0",))
-    loss = margins.chosen_loss(
-        loss="arcface",
-        margin_m1=None,
-        margin_m2=None,
-        margin_m3=None,
-        scale=None,
-        sub_centres=1,
-        interclass_filtering_threshold=0.0,
-        logits_chunk=0,
-    )
+    towers = Towers.for_compiling()
+    loss = margins.MarginLoss("arcface", LogitForm(), margins.FIXED_MARGINS["arcface"])
     size = EMBEDDING_SIZE
     if case.image_size:
         size = networks.NETWORKS[case.name].embedding_size or size
@@ -273,7 +264,7 @@ def main() -> None:
     parser.add_argument("--time", type=Path, metavar="DIR", help="time the steps of this folder")
     parser.add_argument("--only", default="", help="steps whose name begins with this, say resnet50 or 'full head'")
     parser.add_argument("--repeat", type=int, default=30, help="timed calls of each step")
-    parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--one", nargs="+", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if (arguments.export is None) == (arguments.time is None):
         parser.error("give --export DIR or --time DIR")
@@ -288,13 +279,13 @@ def main() -> None:
         for index, case in enumerate((*NETWORKS, *HEADS)):
             if case.name.startswith(arguments.only):
                 for precision in ("float32", "bfloat16") if case in NETWORKS else ("float32",):
-                    in_process("--export", arguments.export, "--one", index, precision)
+                    print(in_process("--export", arguments.export, "--one", index, precision), end="", flush=True)
         return
     print(f"{'step':<22} {'px/classes':>10} {'batch':>5} {'precision':<9} {'ms':>8} {'per second':>10} {'GiB':>6}")
     lines = []
     for module in sorted(arguments.time.glob("*.mlir")):
         if module.stem.startswith(arguments.only.replace(" ", "_")):
-            output = in_process("--time", arguments.time, "--repeat", arguments.repeat, "--one", module.name, "-")
+            output = in_process("--time", arguments.time, "--repeat", arguments.repeat, "--one", module.name)
             found = json.loads(output.splitlines()[-1])
             lines.append(found)
             print(

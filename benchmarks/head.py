@@ -29,6 +29,7 @@ def measure(head_name: str, identities: int, sample_rate: float, num_towers: int
 
     from towers.heads.replicated import ReplicatedHead
     from towers.heads.sharded import ShardedHead
+    from towers.losses.margin import LogitForm
     from towers.runs import run
     from towers.training import margins, optimizers
     from towers.training.step import make_train_step
@@ -44,16 +45,7 @@ def measure(head_name: str, identities: int, sample_rate: float, num_towers: int
         return {"image": tf.constant(embeddings[own]), "label": tf.constant(labels[own])}
 
     batch = towers.strategy.experimental_distribute_values_from_function(part)
-    loss = margins.chosen_loss(
-        loss="arcface",
-        margin_m1=None,
-        margin_m2=None,
-        margin_m3=None,
-        scale=None,
-        sub_centres=1,
-        interclass_filtering_threshold=0.0,
-        logits_chunk=0,
-    )
+    loss = margins.MarginLoss("arcface", LogitForm(), margins.FIXED_MARGINS["arcface"])
     with towers.scope():
         if head_name == "replicated":
             head = ReplicatedHead(identities, SIZE, use_bias=False, form=loss.form, seed=1)

@@ -85,6 +85,11 @@ class Towers:
         strategy = _strategy_of(processes, {"GPU": num_towers} if gpus else {})
         return cls(strategy, reduction, strategy.extended.worker_devices, processes)
 
+    @classmethod
+    def for_compiling(cls) -> "Towers":
+        """One tower on the CPU without MirroredStrategy, around whose steps ``jit_compile`` does not work."""
+        return cls(tf.distribute.get_strategy(), "cpu", ("/CPU:0",))
+
     @property
     def num_towers(self) -> int:
         return self.strategy.num_replicas_in_sync
