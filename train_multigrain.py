@@ -32,7 +32,7 @@ def make_parser() -> options.Parser:
 
 def main(arguments) -> None:
     pick = partial(options.pick, arguments)
-    check_options(**pick("classification_weight retrieval_loss copies alpha beta mining"))
+    check_options(**pick("classification_weight label_smoothing retrieval_loss copies alpha beta mining"))
     if arguments.synthetic:
         vars(arguments).update(multigrain.standin_data_set(Path(__file__).parent))
     source, _, _ = pictures.training_pictures(**pick(pictures.SOURCE_OPTIONS))

@@ -1,5 +1,7 @@
 """Classes and instances together (lambda 0.5) against classes alone (lambda 1) on the drawn stand-in, over some seeds.
 
+Both by scripts/train_multigrain.sh as it is.
+
   python benchmarks/multigrain.py --out_dir multigrain --seeds 1 2 3
   python benchmarks/multigrain.py --out_dir multigrain --seeds 1 2 3 -- --max_epochs 60     # options of both runs
 
@@ -9,6 +11,7 @@ finished are not trained again. Prints a table, draws OUT_DIR/multigrain.png, an
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -18,14 +21,6 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 ROOT = Path(__file__).resolve().parents[1]
-# Many instances a class, so that a network cannot know them by heart, and copies that a person recognises.
-DATA = "--num_classes 10 --train_images 200 --val_images 100 --strong_copies 4 --strong_changes 2".split()
-RECIPE = (
-    "--network resnet10 --embedding_size 512 --gem_p 3 --image_size 64 --load_size 72 --batch_size 60 --copies 3 "
-    "--random_resized_crop --min_crop_area 0.4 --random_flip --random_rotate --random_color 0.3 --lighting 0.1 "
-    "--optimizer MOM --learning_rate 0.04 --learning_rate_schedule cosine --warmup_steps 200 --weight_decay 5e-4 "
-    "--max_epochs 80 --validate_every_n_epochs 0 --towers 2 --sync_bn"
-).split()
 SETTINGS = {"together": 0.5, "alone": 1.0}
 MEASURES = {
     "val_accuracy": "top-1",
@@ -34,14 +29,13 @@ MEASURES = {
 }
 
 
-def run(*command) -> None:
-    subprocess.run([sys.executable, *map(str, command)], check=True)
-
-
-def measured(run_dir: Path, data: Path, options: list[str]) -> dict[str, float]:
-    folders = ("--data_dir", data / "train", "--val_dir", data / "val")
-    folders += ("--holidays_dir", data / "holidays", "--copydays_dir", data / "copydays")
-    run(ROOT / "train_multigrain.py", "--run_dir", run_dir, *folders, *RECIPE, *options)
+def measured(run_dir: Path, options: list[str]) -> dict[str, float]:
+    """The last validation of a run of the launcher's recipe."""
+    # Anything but the drawn pictures would be another question.
+    environment = {name: value for name, value in os.environ.items() if name not in ("DATA", "OUT")}
+    launcher = ROOT / "scripts" / "train_multigrain.sh"
+    options = ["--run_dir", run_dir, "--validate_every_n_epochs", "0", *options]
+    subprocess.run(["bash", launcher, *map(str, options)], check=True, env=environment | {"TOWERS": "2"})
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     return [line for line in lines if line["kind"] == "validation"][-1]
 
@@ -70,19 +64,18 @@ def main() -> None:
     parser.add_argument("--out_dir", type=Path, required=True, help="folder of the runs")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="of the runs")
     arguments = parser.parse_args(own)
-    figures, data = {name: [] for name in SETTINGS}, arguments.out_dir / "data"
-    run(ROOT / "data" / "multigrain_standin" / "prepare.py", "--out_dir", data, *DATA)
+    figures, out_dir = {name: [] for name in SETTINGS}, arguments.out_dir.resolve()
     for seed in arguments.seeds:
         for name, classification_weight in SETTINGS.items():
             options = ["--classification_weight", str(classification_weight), "--seed", str(seed), *further]
-            found = measured(arguments.out_dir / f"{name}_{seed}", data, options)
+            found = measured(out_dir / f"{name}_{seed}", options)
             figures[name].append([found[measure] for measure in MEASURES])
     figures = {name: np.array(rows) for name, rows in figures.items()}
     print(f"{'':<10} " + " ".join(f"{title:>26}" for title in MEASURES.values()))
     for name, values in figures.items():
         cells = (f"{mean:.4f} ({low:.4f} to {high:.4f})" for mean, low, high in _columns(values))
         print(f"{name:<10} " + " ".join(f"{cell:>26}" for cell in cells))
-    draw(figures, arguments.out_dir / "multigrain.png")
+    draw(figures, out_dir / "multigrain.png")
     for index, measure in enumerate(MEASURES):
         together, alone = (float(figures[name][:, index].mean()) for name in SETTINGS)
         # Of the classes nothing much may be lost; instances and copies must gain.

@@ -153,6 +153,11 @@ def test_mistakes_of_training(grains):
     assert "--classification_weight 1.5" in str(
         refused("train_multigrain.py", "--data_dir", grains / "train", "--lambda", "1.5")
     )
+    assert "--label_smoothing -0.1" in str(
+        refused("train_multigrain.py", "--data_dir", grains / "train", "--label_smoothing", "-0.1")
+    )
+    zero = refused("train_multigrain.py", "--data_dir", grains / "train", *SMALL, "--towers", "1", "--gem_p", "0")
+    assert "--gem_p 0.0: the power" in str(zero)
     few = refused("train_multigrain.py", "--data_dir", grains / "train", "--class_num", "2")
     assert "has 3 classes" in str(few)
 

@@ -341,6 +341,7 @@ def test_dry_run_counts_without_training(faces, tmp_path):
         (["--lfw_dir", "/nowhere", "--lfw_pairs", "/nowhere/pairs.txt"], 2, "/nowhere/pairs.txt"),
         (["--load_size", "20"], 2, "--load_size 20 is smaller than --image_size 28"),
         (["--pretrained_model", "/nowhere"], 2, "no model.json"),
+        (["--label_smoothing", "1.5"], 2, "--label_smoothing 1.5"),
     ],
 )
 def test_mistakes_get_one_line(faces, tmp_path, options, exit_code, message):

@@ -108,6 +108,7 @@ def test_a_head_that_has_its_own_update_is_refused(faces, tmp_path, head):
     result = train(faces, tmp_path / "run", **options)
     assert result.returncode == 2, result.stderr
     assert "--optimizer THOR: " in result.stderr
+    assert "--head replicated" in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
 
 

@@ -22,14 +22,14 @@ CROPS = (20, 50)
 def generate(
     out_dir: str | Path,
     *,
-    num_classes: int = 20,
-    train_images: int = 100,
-    val_images: int = 20,
+    num_classes: int = 10,
+    train_images: int = 200,
+    val_images: int = 100,
     instances: int = 100,
     views: int = 4,
     originals: int = 100,
-    strong_copies: int = 2,
-    strong_changes: int = 3,
+    strong_copies: int = 4,
+    strong_changes: int = 2,
     image_size: int = 96,
     seed: int = 0,
 ) -> bool:
@@ -130,7 +130,9 @@ def write(path: Path, picture: np.ndarray, quality: int = QUALITY) -> None:
 
 def write_sheet(out: Path, path: Path, columns: int = 8) -> None:
     """Write a JPEG: pictures of four classes, views of four instances, and originals with their strong copies."""
-    rows = [sorted(folder.iterdir())[:columns] for folder in sorted((out / "train").iterdir())[::5]]
+    classes = sorted((out / "train").iterdir())
+    chosen = sorted({round(place) for place in np.linspace(0, len(classes) - 1, 4)})
+    rows = [sorted(classes[place].iterdir())[:columns] for place in chosen]
     holidays = sorted((out / "holidays").iterdir())
     rows += [holidays[start : start + columns] for start in (0, columns)]
     originals = sorted((out / "copydays" / "original").iterdir())[: 2 * (columns // 2)]

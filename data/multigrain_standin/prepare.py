@@ -26,16 +26,16 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
         description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     parser.add_argument("--out_dir", default=str(Path(__file__).parent / "generated"), help="folder to make")
-    parser.add_argument("--num_classes", type=int, default=20, help=f"classes, at most {MAX_CLASSES}")
-    parser.add_argument("--train_images", type=int, default=100, help="pictures a class to train on")
+    parser.add_argument("--num_classes", type=int, default=10, help=f"classes, at most {MAX_CLASSES}")
+    parser.add_argument("--train_images", type=int, default=200, help="pictures a class to train on")
     parser.add_argument(
-        "--val_images", type=int, default=20, help="pictures a class, of other instances, to validate on"
+        "--val_images", type=int, default=100, help="pictures a class, of other instances, to validate on"
     )
     parser.add_argument("--instances", type=int, default=100, help="instances in holidays/")
     parser.add_argument("--views", type=int, default=4, help="pictures of each of them, the first being the query")
     parser.add_argument("--originals", type=int, default=100, help="pictures in copydays/ that are copied")
-    parser.add_argument("--strong_copies", type=int, default=2, help="strongly distorted copies of each of them")
-    parser.add_argument("--strong_changes", type=int, default=3, help="heavy changes that make a strong copy")
+    parser.add_argument("--strong_copies", type=int, default=4, help="strongly distorted copies of each of them")
+    parser.add_argument("--strong_changes", type=int, default=2, help="heavy changes that make a strong copy")
     parser.add_argument("--image_size", type=int, default=96, help="width and height in pixels")
     parser.add_argument("--seed", type=int, default=0, help="of every picture")
     parser.add_argument("--sheet", type=Path, metavar="FILE", help="also write a JPEG that shows all three grains")

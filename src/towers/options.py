@@ -24,6 +24,7 @@ from .training.optimizers import OPTIMIZERS, THOR
 from .training.schedules import DECAYS
 from .training.thor import SAMPLED_SIDE
 from .training.triplets import MINING_SCOPES
+from .without_effect import options_without_effect
 
 # Folders of the training sets that InsightFace calls so.
 INSIGHTFACE_DATASETS = {"emore": "faces_emore", "retina": "ms1m-retinaface-t1"}
@@ -46,7 +47,7 @@ class Parser(command_line.Parser):
     def parse_args(self, args=None, namespace=None):
         arguments = super().parse_args(args, namespace)
         for name, value in self._network_defaults(getattr(arguments, "network", None)).items():
-            if getattr(arguments, name) is None:
+            if getattr(arguments, name, value) is None:
                 setattr(arguments, name, value)
         return arguments
 
@@ -59,6 +60,7 @@ class Parser(command_line.Parser):
         return {
             "embedding_size": embedding_size or self.default_embedding_size,
             "keep_probability": 1.0 if known is None else known.keep_probability,
+            "gem_p": None if known is None else known.own.get("gem_p"),
         }
 
 
@@ -78,6 +80,9 @@ def call(main: Callable[..., int | None], parser: Parser, *, several_processes: 
             processes.meet(alike_in_all_processes(arguments), arguments.wait_for_workers)
             if not processes.is_chief:
                 sys.stdout = Path(os.devnull).open("w")
+        if processes.is_chief:
+            for line in options_without_effect(arguments, parser):
+                print(f"{parser.prog}: {line}", file=sys.stderr)
         exit_code = main(arguments, *([processes] if several_processes else [])) or 0
         processes.leave()
     except UserError as error:
@@ -450,7 +455,9 @@ def add_multigrain(parser: Parser) -> None:
         default="tower",
         help="where negatives come from: this tower's pictures, or those of all towers",
     )
-    group.add_argument("--gem_p", type=float, default=3.0, help="power of GeM pooling; 1 is the average")
+    group.add_argument(
+        "--gem_p", type=float, help="power of GeM pooling (default: 3, in the networks that have it); 1 is the average"
+    )
     group.add_argument("--learn_gem_p", action="store_true", help="train that power too")
     group.add_argument("--autoaugment", action="store_true", help="AutoAugment's ImageNet policy, after crop and flip")
     group.add_argument(

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from towers.errors import UserError
 from towers.losses.softmax import softmax_cross_entropy
 
 
@@ -60,5 +61,5 @@ def test_large_logits_stay_finite_in_loss_and_gradient():
 
 @pytest.mark.parametrize("smoothing", [-0.1, 1.0, math.nan])
 def test_smoothing_out_of_range_is_refused(smoothing):
-    with pytest.raises(ValueError, match="label_smoothing"):
+    with pytest.raises(UserError, match="label_smoothing"):
         softmax_cross_entropy(tf.zeros([1, 2]), tf.constant([0]), smoothing)

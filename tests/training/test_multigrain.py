@@ -11,6 +11,7 @@ from towers.training.multigrain import MarginBorder, check_options, make_objecti
 FIRST, SEED = 2**33, 17
 CHOICE = {
     "classification_weight": 0.5,
+    "label_smoothing": 0.0,
     "retrieval_loss": "margin",
     "copies": 3,
     "alpha": 0.2,
@@ -121,6 +122,7 @@ def test_triplets_in_place_of_pairs(mining):
         ({"classification_weight": -0.1}, "between 0 and 1"),
         ({"classification_weight": 1.01}, "between 0 and 1"),
         ({"classification_weight": float("nan")}, "between 0 and 1"),
+        ({"label_smoothing": 1.0}, "--label_smoothing 1.0"),
         ({"retrieval_loss": "contrastive"}, "margin, triplet"),
         ({"copies": 1}, "--copies 2 or more"),
         ({"alpha": 0.0}, "--alpha"),

@@ -2,7 +2,16 @@
 
 import tensorflow as tf
 
+from ..errors import UserError
 from . import at_least_float32
+
+
+def check_label_smoothing(label_smoothing: float) -> None:
+    """Raise UserError unless 0 <= label_smoothing < 1."""
+    if not 0.0 <= label_smoothing < 1.0:
+        raise UserError(
+            f"--label_smoothing {label_smoothing}: a share of the target, at least 0 and below 1; 0.1 is usual"
+        )
 
 
 def softmax_cross_entropy(logits: tf.Tensor, labels: tf.Tensor, label_smoothing: float = 0.0) -> tf.Tensor:
@@ -20,10 +29,9 @@ def softmax_cross_entropy(logits: tf.Tensor, labels: tf.Tensor, label_smoothing:
       [b].
 
     Raises:
-      ValueError: label_smoothing is out of its range.
+      UserError: label_smoothing is out of its range.
     """
-    if not 0.0 <= label_smoothing < 1.0:
-        raise ValueError(f"label_smoothing is {label_smoothing}; it must be at least 0 and below 1")
+    check_label_smoothing(label_smoothing)
     logits = at_least_float32(logits)
     losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=labels, logits=logits)
     if label_smoothing == 0.0:

@@ -29,7 +29,6 @@ def standin_data_set(project: Path) -> dict[str, Path]:
         "val_dir": generated / "val",
         "holidays_dir": generated / "holidays",
         "copydays_dir": generated / "copydays",
-        "distractors": generated / "val",
     }
 
 

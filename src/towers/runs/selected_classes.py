@@ -68,7 +68,8 @@ def make_head(
     """
     if optimizer not in RULES:
         raise UserError(
-            f"--optimizer {optimizer}: the selected head is trained by {', '.join(RULES)}; choose one of them"
+            f"--optimizer {optimizer}: the selected head is trained by {', '.join(RULES)}; choose one of them, "
+            "or --head replicated"
         )
     if num_selected < min(largest_batch, num_classes):
         raise UserError(

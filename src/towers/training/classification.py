@@ -9,7 +9,7 @@ from ..distribution import all_gather
 from ..heads.replicated import ReplicatedHead
 from ..losses.center import CenterTable, center_loss
 from ..losses.prelogits_norm import prelogits_norm
-from ..losses.softmax import softmax_cross_entropy
+from ..losses.softmax import check_label_smoothing, softmax_cross_entropy
 from .step import Objective, TowerLosses
 
 
@@ -32,7 +32,11 @@ def make_objective(
       prepare: batch -> the network's input.
       auxiliary_heads: one for each auxiliary output of the network, in order; the loss of each is logged by its name.
       centers: the table of class centres, needed where ``center_loss_factor`` is not 0.
+
+    Raises:
+      UserError: a share of label smoothing that is none.
     """
+    check_label_smoothing(label_smoothing)
 
     def objective(network, batch) -> TowerLosses:
         labels = batch["label"]

@@ -13,7 +13,7 @@ from ..distribution import all_gather, sum_over_towers
 from ..errors import UserError
 from ..heads.replicated import ReplicatedHead
 from ..losses import at_least_float32, margin_pairs, triplet
-from ..losses.softmax import softmax_cross_entropy
+from ..losses.softmax import check_label_smoothing, softmax_cross_entropy
 from .step import Objective, TowerLosses
 from .triplets import MINING_SCOPES
 
@@ -34,7 +34,14 @@ class MarginBorder:
 
 
 def check_options(
-    *, classification_weight: float, retrieval_loss: str, copies: int, alpha: float, beta: float, mining: str
+    *,
+    classification_weight: float,
+    label_smoothing: float,
+    retrieval_loss: str,
+    copies: int,
+    alpha: float,
+    beta: float,
+    mining: str,
 ) -> None:
     """Raise UserError where there is no such objective.
 
@@ -45,6 +52,7 @@ def check_options(
         raise UserError(
             f"--classification_weight {classification_weight}: lambda is a share between 0 and 1; MultiGrain's is 0.5"
         )
+    check_label_smoothing(label_smoothing)
     if retrieval_loss not in RETRIEVAL_LOSSES:
         raise UserError(f"--retrieval_loss {retrieval_loss}: unknown; choose one of {', '.join(RETRIEVAL_LOSSES)}")
     if classification_weight < 1 and copies < 2:
