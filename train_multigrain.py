@@ -70,7 +70,8 @@ def main(arguments) -> None:
     validators = multigrain.validators(
         towers, network, head, source.class_names, **sizes, **pick(multigrain.VALIDATION_OPTIONS)
     )
-    if with_border:
+    # With the classes alone beta stays where it began, and is no border.
+    if with_border and arguments.classification_weight < 1:
         validators.append(lambda log, step: {"margin_beta": float(border.beta.numpy())})
     if arguments.learn_gem_p:
         validators.append(gem_choice.power_validator(gem_choice.learnt_power(network)))

@@ -50,6 +50,8 @@ def main(arguments) -> None:
     if data_dir is None:
         raise UserError(f"{path} does not say what it was trained on; give --data_dir with pictures to compare on")
     pictures = serving.sample_pictures(data_dir, arguments.num_pictures, **sizes)
+    if len(pictures) < arguments.num_pictures:
+        print(f"{data_dir}: {len(pictures)} pictures to compare on, instead of --num_pictures {arguments.num_pictures}")
     towers = run.set_up(**pick("towers precision"))
     with towers.scope():
         model = export.read_model(arguments.model, **changes)

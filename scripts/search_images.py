@@ -19,6 +19,9 @@ from towers.evaluation.retrieval_sets import pictures_below
 from towers.runs import retrieval, retrieval_sheets, run, serving
 from towers.runs.validation import embed_source
 
+NO_BORDER = "the model has no border of it, as the margin loss of train_multigrain.py learns one; go by the cosines"
+WHITENED = "the border that was learnt is one of distances without --whiten_with; go by the cosines"
+
 
 def make_parser() -> options.Parser:
     parser = options.Parser(__doc__)
@@ -71,6 +74,8 @@ def main(arguments) -> None:
     unit = normalised(embeddings)
     places, cosines = nearest(unit[: len(queries)], unit[kept], min(arguments.nearest, len(kept)))
     border = None if arguments.whiten_with else facts.get("validation", {}).get("margin_beta")
+    if border is None:
+        print(f"no verdict of same instance: {WHITENED if arguments.whiten_with else NO_BORDER}")
     lines = []
     for query, (found, scores) in enumerate(zip(places, cosines, strict=True)):
         print(f"{queries[query]}  {classes[query]}")

@@ -8,7 +8,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import tensorflow as tf
 from conftest import ROOT, metrics_of, run_python, state_of
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 sys.path.insert(0, str(ROOT / "data" / "multigrain_standin"))
 import grains as standin
@@ -23,7 +25,7 @@ TINY = {
     **{"strong_copies": 1, "image_size": 40},
 }
 SMALL = (
-    "--network resnet10 --embedding_size 512 --image_size 40 --random_crop --random_flip --batch_size 12 --copies 3 "
+    "--network resnet10 --embedding_size 16 --image_size 40 --random_crop --random_flip --batch_size 12 --copies 3 "
     "--log_every 1 --validate_every_n_epochs 0 --learning_rate 0.01"
 ).split()
 
@@ -71,6 +73,18 @@ def test_a_run_logs_every_part_of_each_tower(trained):
     assert {"main", "retrieval", "beta", "accuracy", "active", "pairs", "positive_distance"} <= lines[-1].keys()
     assert len(lines[-1]["tower_losses"]) == 2
     assert lines[0]["pairs"] == 12
+    # Each tower's parts are curves of their own; metrics.jsonl has their means.
+    curves = EventAccumulator(str(run_dir / "tensorboard"), size_guidance={"tensors": 0}).Reload()
+    for name in ("loss", "main", "retrieval", "beta", "accuracy", "active", "pairs"):
+        found = [
+            [float(tf.make_ndarray(event.tensor_proto)) for event in curves.Tensors(f"tower_{tower}/{name}")]
+            for tower in range(2)
+        ]
+        assert np.shape(found) == (2, 4), name
+        want = [line[name] for line in lines]
+        np.testing.assert_allclose(np.mean(found, axis=0), want, rtol=1e-5, err_msg=name)
+        # Of two towers' pictures only the border is one.
+        assert (found[0] == found[1]) == (name in ("beta", "pairs")), name
 
 
 def test_a_run_ends_with_all_three_grains_measured(trained):
@@ -97,7 +111,7 @@ def test_copies_came_together_and_every_record_once_a_pass(trained):
 def test_what_is_learnt_is_in_the_checkpoint(trained):
     run_dir, _ = trained
     state = state_of(run_dir, 4)
-    assert state["head/weights"].shape == (5, 512)
+    assert state["head/weights"].shape == (5, 16)
     # While all pairs are active, those of one label and of two pull beta alike.
     assert {"margin/beta", "optimizer/margin/beta/accum"} <= state.keys()
     assert state["network/gem/p"] != 3.0
@@ -251,6 +265,61 @@ def test_a_trained_model_is_exported_and_searched(trained, grains, tmp_path):
     assert "same instance" in lines[1]
     assert len(lines) == 7
     assert cv2.imread(str(tmp_path / "nearest.jpg")).shape == (142, 6 * 128, 3)
+
+
+@pytest.mark.slow
+def test_whitened_by_every_script_that_can(trained, grains, tmp_path):
+    run_dir, _ = trained
+    whiten = ("--whiten_with", grains / "train")
+    result = run_python(
+        *("scripts/export_model.py", "--model", run_dir, "--out_dir", tmp_path / "out", *whiten),
+        *("--formats", "saved_model", "litert"),
+    )
+    # 18 pictures are all there are; the classes are those of the network that is not whitened.
+    assert "18 pictures to compare on, instead of --num_pictures 256" in result.stdout
+    assert result.stdout.count("on 18 pictures, same class 1.0000") == 2
+    assert json.loads((tmp_path / "out" / "exported.json").read_text())["whitened"] is True
+    figures = {}
+    for name, options in {"plain": (), "whitened": whiten}.items():
+        file = tmp_path / f"{name}.json"
+        evaluate(run_dir, "--protocol", "copydays", "--data_dir", grains / "copydays", "--json", file, *options)
+        figures[name] = json.loads(file.read_text())
+    assert figures["plain"].keys() == figures["whitened"].keys()
+    assert figures["plain"] != figures["whitened"]
+    query = grains / "copydays" / "strong" / "200001.jpg"
+    found = run_python(
+        *("scripts/search_images.py", "--model", run_dir, "--index", grains / "copydays", "--query", query, *whiten),
+        *("--sheet", tmp_path / "nearest.jpg"),
+    )
+    lines = found.stdout.splitlines()
+    assert lines[0].startswith("no verdict of same instance: the border that was learnt is one of distances without")
+    assert lines[2].split()[:2] == ["1", "1.0000"]
+    assert lines[2].endswith("strong/200001.jpg")
+    assert not any("instance" in line for line in lines[1:])
+    few = run_python(
+        *("scripts/export_model.py", "--model", run_dir, "--out_dir", tmp_path / "none"),
+        *("--whiten_with", grains / "val"),
+        check=False,
+    )
+    assert few.returncode == 65, few.stderr
+    assert "6 pictures cannot whiten 16 dimensions" in few.stderr
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "options", [("--retrieval_loss", "triplet"), ("--classification_weight", "1")], ids=["triplet", "classes"]
+)
+def test_without_a_learnt_border_the_search_says_so(grains, tmp_path, options):
+    train(grains, tmp_path / "run", "--max_steps", "1", "--val_dir", grains / "val", *options)
+    (measured,) = metrics_of(tmp_path / "run", "validation")
+    assert "margin_beta" not in measured
+    found = run_python(
+        *("scripts/search_images.py", "--model", tmp_path / "run", "--index", grains / "val"),
+        *("--query", grains / "copydays" / "strong" / "200001.jpg", "--sheet", tmp_path / "nearest.jpg"),
+    )
+    assert found.stdout.startswith("no verdict of same instance: the model has no border of it")
+    assert found.stdout.count("instance") == 1
 
 
 def test_mistakes_of_exporting_and_searching(trained, grains, tmp_path):
