@@ -45,6 +45,24 @@ def test_resumed_bit_for_bit(faces, tmp_path):
 
 
 @pytest.mark.slow
+def test_in_front_of_a_class_of_keras_resumed_bit_for_bit(faces, tmp_path):
+    options = ["--deterministic", "--towers", "2", "--max_epochs", "2", "--thor_optimizer", "keras.lion"]
+    options += ["--learning_rate", "0.001"]
+    train(faces, tmp_path / "whole", *options, "--max_steps", "4")
+    for steps in ("2", "4"):
+        train(faces, tmp_path / "parts", *options, "--max_steps", steps)
+    whole, parts = state_of(tmp_path / "whole", 4), state_of(tmp_path / "parts", 4)
+    # A momentum for each weight, the count and the rate.
+    of_lion = {name: value for name, value in whole.items() if name.startswith("optimizer/Lion/")}
+    assert len(of_lion) == 2 + sum(value.ndim > 0 for value in of_lion.values()) > 10
+    for name, value in whole.items():
+        np.testing.assert_array_equal(value, parts[name], err_msg=name)
+    alone = train(faces, tmp_path / "none", *options, "--optimizer", "keras.lyon", check=False)
+    assert alone.returncode == 2
+    assert "keras.lyon: Keras has no such optimizer; after keras. comes one of" in alone.stderr
+
+
+@pytest.mark.slow
 def test_a_run_and_its_loss_scale_which_changes_no_more_than_rounding(faces, tmp_path):
     options = ["--max_steps", "2", "--deterministic"]
     for name, further in (("plain", []), ("scaled", ["--loss_scale", "1024"])):

@@ -20,7 +20,7 @@ from .processes import ALONE, BEAT, SILENCE, Processes
 from .training.loop import Interrupted
 from .training.margins import DEFAULT_SCALE, LOSSES
 from .training.multigrain import RETRIEVAL_LOSSES
-from .training.optimizers import OPTIMIZERS, THOR
+from .training.optimizers import FROM_KERAS, OPTIMIZERS, THOR, full_name
 from .training.schedules import DECAYS
 from .training.thor import SAMPLED_SIDE
 from .training.triplets import MINING_SCOPES
@@ -151,6 +151,17 @@ def _epochs(text: str) -> tuple[float, ...]:
 def _shares(text: str) -> tuple[float, float]:
     first, second = (float(share) for share in text.split(","))
     return first, second
+
+
+def _optimizer(text: str) -> str:
+    try:
+        return full_name(text)
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _optimizer_or_thor(text: str) -> str:
+    return THOR if text.upper() == THOR else _optimizer(text)
 
 
 def _insightface_dataset(name: str) -> Path:
@@ -526,10 +537,10 @@ def add_optimizer(parser: Parser, *, optimizer: str, learning_rate: float) -> No
     group = parser.add_argument_group("optimizer and learning rate")
     group.add_argument(
         "--optimizer",
-        type=str.upper,
-        choices=(*OPTIMIZERS, THOR),
+        type=_optimizer_or_thor,
         default=optimizer,
-        help="MOM: momentum 0.9, Nesterov; THOR: gradients preconditioned by Kronecker factors, see below",
+        help=f"one of {', '.join(OPTIMIZERS)}, a class of Keras such as {FROM_KERAS}Lion, or THOR; MOM: momentum 0.9, "
+        "Nesterov; THOR: gradients preconditioned by Kronecker factors, see below",
     )
     group.add_argument(
         "--learning_rate",
@@ -574,7 +585,10 @@ def add_optimizer(parser: Parser, *, optimizer: str, learning_rate: float) -> No
 
     group = parser.add_argument_group("--optimizer thor")
     group.add_argument(
-        "--thor_optimizer", choices=OPTIMIZERS, default="MOM", help="what takes the preconditioned gradients"
+        "--thor_optimizer",
+        type=_optimizer,
+        default="MOM",
+        help="what takes the preconditioned gradients: any --optimizer but THOR",
     )
     group.add_argument("--thor_interval", type=int, default=20, help="steps between refreshes of the inverses")
     group.add_argument(

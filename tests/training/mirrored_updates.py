@@ -10,7 +10,7 @@ from towers.heads.replicated import ReplicatedHead
 from towers.losses.center import CenterTable
 from towers.training import optimizers
 
-NAMES = ["SGD", "MOM", "ADAGRAD", "ADADELTA", "ADAM", "RMSPROP"]
+NAMES = ["SGD", "MOM", "ADAGRAD", "ADADELTA", "ADAM", "RMSPROP", "keras.AdamW", "keras.Nadam"]
 
 
 def copies(variable):

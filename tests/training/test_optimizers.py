@@ -67,6 +67,71 @@ def test_keep_false_changes_no_bit(name):
     assert bits() == before
 
 
+OF_KERAS = ["keras.AdamW", "keras.Lion", "keras.Nadam", "keras.Adafactor", "keras.SGD"]
+
+
+def by_keras_itself(name, weights, gradients, rates):
+    optimizer = getattr(keras.optimizers, name.removeprefix("keras."))()
+    variable = keras.Variable(weights, dtype="float64")
+    for gradient, rate in zip(gradients, rates, strict=True):
+        optimizer.learning_rate = rate
+        optimizer.apply([tf.constant(gradient)], [variable])
+    return variable.numpy()
+
+
+@pytest.mark.parametrize("name", OF_KERAS)
+def test_a_class_of_keras_makes_its_own_updates(name):
+    weights, gradients = example()
+    optimizer, variable = built(name, weights)
+
+    @tf.function(autograph=False)
+    def step(gradient, rate, keep):
+        optimizers.apply_updates(optimizer, [gradient], [variable], rate, keep)
+
+    for gradient, rate in zip(gradients, RATES, strict=True):
+        step(tf.constant(gradient), tf.constant(rate, tf.float64), YES)
+        before = [value.numpy().tobytes() for value in (variable, *optimizer.variables)]
+        step(tf.constant(gradient * np.nan), tf.constant(0.7, tf.float64), NO)
+        assert [value.numpy().tobytes() for value in (variable, *optimizer.variables)] == before
+    expected = by_keras_itself(name, weights, gradients, RATES)
+    np.testing.assert_allclose(variable.numpy(), expected, rtol=1e-12)
+    assert np.abs(expected - weights).max() > 1e-3
+    assert int(optimizer.iterations) == len(RATES)
+
+
+@pytest.mark.parametrize("name", OF_KERAS)
+def test_the_state_of_a_class_of_keras_goes_on(name):
+    weights, gradients = example()
+    optimizer, variable = built(name, weights)
+    for gradient in gradients[:2]:
+        optimizers.apply_updates(optimizer, [tf.constant(gradient)], [variable], 0.1, YES)
+    again, copy = built(name, variable.numpy())
+    state = optimizers.state(optimizer)
+    assert len(state) == len(optimizer.variables)
+    for key, value in state.items():
+        optimizers.state(again)[key].assign(value.numpy())
+    for target, owner in ((variable, optimizer), (copy, again)):
+        optimizers.apply_updates(owner, [tf.constant(gradients[2])], [target], 0.1, YES)
+    np.testing.assert_array_equal(variable.numpy(), copy.numpy())
+
+
+def test_names_as_users_write_them():
+    written = {"mom": "MOM", "keras.lion": "keras.Lion", "Keras.ADAMW": "keras.AdamW"}
+    assert {text: optimizers.full_name(text) for text in written} == written
+    assert {name: optimizers.num_slots(name) for name in ("keras.SGD", "keras.Lion", "keras.AdamW")} == {
+        "keras.SGD": 0,
+        "keras.Lion": 1,
+        "keras.AdamW": 2,
+    }
+    for text, message in (
+        ("lion", "keras.Lion"),
+        ("keras.lyon", "comes one of .*Lion"),
+        ("keras.Optimizer", "no such"),
+    ):
+        with pytest.raises(UserError, match=message):
+            optimizers.full_name(text)
+
+
 def test_first_adam_step_is_corrected_for_t_equal_1():
     optimizer, variable = built("ADAM", np.zeros(1))
     optimizers.apply_updates(optimizer, [tf.constant([2.0], tf.float64)], [variable], 1.0, YES)
@@ -177,6 +242,13 @@ def test_towers_skip_alike_and_change_no_bit(two_towers):
     assert len(names) == len(outputs) / 2
     for name in names:
         assert outputs[name].tobytes() == outputs[f"skipped/{name}"].tobytes(), name
+
+
+@pytest.mark.parametrize("name", ["keras.AdamW", "keras.Nadam"])
+def test_two_towers_follow_keras(two_towers, name):
+    inputs, outputs = two_towers
+    expected = by_keras_itself(name, inputs["weights"], inputs["gradients"], RATES)
+    np.testing.assert_allclose(outputs[f"weights/{name}"][0], expected, rtol=1e-12)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -156,7 +156,7 @@ def test_between_refreshes_the_inverses_stay(towers):
     np.testing.assert_array_equal(thor.variables()["conv/kernel/inputs"].numpy(), first)
 
 
-@pytest.mark.parametrize("rule", ["MOM", "ADAM"])
+@pytest.mark.parametrize("rule", ["MOM", "ADAM", "keras.Lion", "keras.AdamW"])
 def test_it_stands_in_front_of_any_optimizer(towers, rule):
     """The optimizer's update with the preconditioned gradient, clipped before, decayed after."""
     network, head = tiny_network(towers, "float64")

@@ -1,4 +1,4 @@
-"""Facenet's optimizers, by the rules and constants of TensorFlow 1, and how a tower applies them.
+"""Facenet's optimizers, by the rules and constants of TensorFlow 1, and how a tower applies them or one of Keras.
 
 Each rule is one of TensorFlow's fused training kernels, which reads and writes a weight and its slots once. The rules
 of Keras' own classes differ from those facenet was trained with: their momentum holds old learning rates, RMSprop
@@ -11,9 +11,13 @@ from dataclasses import dataclass
 from functools import partial
 
 import keras
+import numpy as np
 import tensorflow as tf
 
+from ..distribution import tower_index
 from ..errors import UserError
+
+FROM_KERAS = "keras."
 
 
 @dataclass(frozen=True)
@@ -98,8 +102,10 @@ class FusedOptimizer(keras.optimizers.Optimizer):
         )
 
 
-def build(name: str, momentum: float = 0.9) -> FusedOptimizer:
+def build(name: str, momentum: float = 0.9) -> keras.optimizers.Optimizer:
     """Make an optimizer with facenet's constants; ``name`` is one of its ``--optimizer`` values, or SGD.
+
+    ``keras.Lion`` and so on: that class of ``keras.optimizers`` with Keras' constants, its own weight decay included.
 
     ADAGRAD: sum of squares from 0.1. ADADELTA: rho 0.9, epsilon 1e-6. ADAM: 0.9, 0.999, epsilon 0.1.
     RMSPROP: decay 0.9, momentum 0.9, epsilon 1. MOM: Nesterov. SGD: no slots.
@@ -110,13 +116,31 @@ def build(name: str, momentum: float = 0.9) -> FusedOptimizer:
     Raises:
       UserError: there is no optimizer of that name.
     """
+    if name.startswith(FROM_KERAS):
+        return _class_of_keras(name)()
     if name not in OPTIMIZERS:
         raise UserError(f"--optimizer {name}: there is no such optimizer; choose one of {', '.join(OPTIMIZERS)}")
     return FusedOptimizer(_rules(momentum)[name], name.lower())
 
 
+def full_name(text: str) -> str:
+    """The name for ``build`` of what a user wrote: ``mom`` is MOM, ``Keras.lion`` is keras.Lion.
+
+    Raises:
+      UserError: there is no optimizer of that name.
+    """
+    if text.upper() in OPTIMIZERS:
+        return text.upper()
+    if text.lower().startswith(FROM_KERAS):
+        return FROM_KERAS + _class_of_keras(text).__name__
+    raise UserError(
+        f"{text}: there is no such optimizer; choose one of {', '.join(OPTIMIZERS)}, or a class of Keras such as "
+        f"{FROM_KERAS}Lion"
+    )
+
+
 def apply_updates(
-    optimizer: FusedOptimizer,
+    optimizer: keras.optimizers.Optimizer,
     gradients: Sequence[tf.Tensor],
     variables: Sequence[keras.Variable],
     learning_rate,
@@ -124,13 +148,17 @@ def apply_updates(
 ) -> None:
     """Inside ``Towers.run``: update this tower's copies of ``variables``, or nothing at all.
 
-    Every tower must pass the same values. There is no collective and no merge over the towers in it.
+    Every tower must pass the same values. With a ``FusedOptimizer`` there is no collective and no merge over the towers
+    in it. Any other optimizer of Keras must have been built with all ``variables``; its learning rate is float32.
 
     Args:
       gradients: already reduced over the towers, one for each variable, of its shape.
       learning_rate: a number, or a scalar of any float type.
       keep: scalar bool; where it is false the weights, the slots and the count of updates stay as they are.
     """
+
+    if not isinstance(optimizer, FusedOptimizer):
+        return _apply_by_keras(optimizer, gradients, variables, learning_rate, keep)
 
     def update():
         numbers = {
@@ -144,6 +172,19 @@ def apply_updates(
     tf.cond(keep, update, lambda: tf.constant(False))
 
 
+def _apply_by_keras(optimizer, gradients, variables, learning_rate, keep):
+    """Keras merges over the towers, which cannot be inside a condition: what is not kept is put back afterwards."""
+    held = [*variables, *optimizer.variables]
+    before = [tf.identity(variable.value) for variable in held]
+    optimizer.learning_rate.assign(tf.cast(learning_rate, optimizer.learning_rate.dtype))
+    # It sums the gradients over the towers, and each has the sum already.
+    own = [gradient if tower_index() == 0 else tf.zeros_like(gradient) for gradient in gradients]
+    optimizer.apply(own, list(variables))
+    for variable, value in zip(held, before, strict=True):
+        kept = tf.where(keep, tf.convert_to_tensor(variable.value), value)
+        tf.raw_ops.AssignVariableOp(resource=variable.handle, value=kept)
+
+
 def rule_name(optimizer: str, thor_optimizer: str) -> str:
     """The rule that updates the weights: with THOR, which only changes the gradients, ``thor_optimizer``."""
     return thor_optimizer if optimizer == THOR else optimizer
@@ -151,17 +192,39 @@ def rule_name(optimizer: str, thor_optimizer: str) -> str:
 
 def num_slots(name: str) -> int:
     """How many values the optimizer of that name keeps for each weight."""
+    if name.startswith(FROM_KERAS):
+        optimizer, weight = build(name), keras.Variable(np.zeros([1, 1]))
+        optimizer.build([weight])
+        return len(optimizer.variables) - len([optimizer.iterations, optimizer.learning_rate])
     return len(_rules(momentum=0.9)[name].slots)
 
 
-def state(optimizer: FusedOptimizer) -> dict[str, keras.Variable]:
-    """Everything a built optimizer needs to go on: ``iterations``, and ``<path of the variable>/<slot>``."""
+def state(optimizer: keras.optimizers.Optimizer) -> dict[str, keras.Variable]:
+    """Everything a built optimizer needs to go on: ``iterations``, and ``<path of the variable>/<slot>``.
+
+    Of one of Keras: all its variables by their numbers, since their names need not differ.
+    """
+    if not isinstance(optimizer, FusedOptimizer):
+        return {f"{type(optimizer).__name__}/{index}": variable for index, variable in enumerate(optimizer.variables)}
     slots = {
         f"{path}/{name}": slot
         for path, variable_slots in zip(optimizer.paths, optimizer.slots, strict=True)
         for name, slot in variable_slots.items()
     }
     return {"iterations": optimizer.num_updates, **slots}
+
+
+def _class_of_keras(name: str) -> type[keras.optimizers.Optimizer]:
+    known = {
+        name.lower(): value
+        for name, value in vars(keras.optimizers).items()
+        if isinstance(value, type) and issubclass(value, keras.optimizers.Optimizer) and name not in _NOT_BY_NAME
+    }
+    wanted = name[len(FROM_KERAS) :].lower()
+    if wanted not in known:
+        names = ", ".join(sorted(value.__name__ for value in known.values()))
+        raise UserError(f"{name}: Keras has no such optimizer; after {FROM_KERAS} comes one of {names}")
+    return known[wanted]
 
 
 def _rules(momentum: float) -> dict[str, Rule]:
@@ -210,6 +273,8 @@ def _no_stored_learning_rate():
     raise RuntimeError("this optimizer is given its learning rate step by step: use apply_updates")
 
 
+# They have no rule, wrap others, or train other weights than are to be validated.
+_NOT_BY_NAME = ("Optimizer", "LossScaleOptimizer", "MultiOptimizer", "ScheduleFreeAdamW")
 OPTIMIZERS = tuple(_rules(momentum=0.9))
 # The value of --optimizer that stands for ``thor.Thor`` before one of them.
 THOR = "THOR"
