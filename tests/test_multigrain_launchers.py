@@ -8,6 +8,7 @@ from conftest import ROOT
 from test_launchers import calls, option, project, start
 
 __all__ = ["project"]
+TOP_1 = "top-1 77.4 (lambda 0.5, p 3, 224 px)"
 
 
 def image_folder(path):
@@ -71,14 +72,23 @@ def test_evaluation_of_classes_and_of_what_else_there_is(project, tmp_path):
             "HOLIDAYS": "/h",
             "cwd": tmp_path,
             "HOLIDAYS_ROTATIONS": "list",
+            "UKBENCH": "uk bench",
+            "WHITEN_WITH": "yfcc",
+            "RETRIEVAL_OPTIONS": "--longest_side 800  --gem_p 4",
         },
     )
-    classes, holidays, copydays = calls(project)
+    classes, holidays, ukbench, copydays = calls(project)
     assert classes[0] == "validate_on_images.py"
     assert option(classes, "--data_dir") == str(data / "val")
     assert option(classes, "--model") == str(tmp_path / "run")
     assert option(classes, "--towers") == "1"
-    assert holidays[0] == copydays[0] == "scripts/evaluate_retrieval.py"
+    assert "--gem_p" not in classes
+    for retrieval in (holidays, ukbench, copydays):
+        assert retrieval[0] == "scripts/evaluate_retrieval.py"
+        assert option(retrieval, "--model") == str(tmp_path / "run")
+        assert option(retrieval, "--whiten_with") == str(tmp_path / "yfcc")
+        assert (option(retrieval, "--longest_side"), option(retrieval, "--gem_p")) == ("800", "4")
+    assert (option(ukbench, "--protocol"), option(ukbench, "--data_dir")) == ("ukbench", str(tmp_path / "uk bench"))
     assert (option(holidays, "--protocol"), option(holidays, "--data_dir")) == ("holidays", "/h")
     assert option(holidays, "--holidays_rotations") == str(tmp_path / "list")
     assert option(copydays, "--distractors") == str(tmp_path / "others")
@@ -100,7 +110,8 @@ def test_data_without_train_is_named(project, tmp_path):
 
 
 def test_heads_say_what_was_published_and_that_it_was_not_run():
-    for name, figure in (("train_multigrain", "77.4"), ("eval_multigrain", "92.5")):
+    figures = dict.fromkeys(("train_multigrain", "train_multigrain_distributed", "train_multigrain_standalone"), TOP_1)
+    for name, figure in (*figures.items(), ("eval_multigrain", "top-1 77.4"), ("eval_multigrain", "92.5")):
         text = (ROOT / "scripts" / f"{name}.sh").read_text()
         assert figure in text
         assert "NOT YET RUN" in text

@@ -227,6 +227,19 @@ def test_holidays_are_turned_as_in_the_validation(trained, grains, tmp_path):
 
 
 @pytest.mark.slow
+def test_ukbench_by_the_script(trained, grains, tmp_path):
+    for number, path in enumerate(sorted((grains / "train").rglob("*.jpg"))[:8]):
+        (tmp_path / f"ukbench{number:05}.jpg").write_bytes(path.read_bytes())
+    options = ["--protocol", "ukbench", "--data_dir", tmp_path, "--json", tmp_path / "figures.json"]
+    result = evaluate(trained[0], *options, "--sheet", tmp_path / "sheet.jpg")
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert 1 <= figures["ukbench_score"] <= 4
+    assert f"ukbench_score: {figures['ukbench_score']:.4f}" in result.stdout
+    # 8 queries; each with the 7 others at most.
+    assert cv2.imread(str(tmp_path / "sheet.jpg")).shape[0] == 8 * 142
+
+
+@pytest.mark.slow
 def test_evaluation_of_whole_pictures_with_another_power(trained, grains, tmp_path):
     run_dir, _ = trained
     result = run_python(

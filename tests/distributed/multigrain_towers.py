@@ -1,6 +1,6 @@
 """A process of the MultiGrain tests: 20 steps on some number of towers; losses and variables to a .npz file.
 
-python multigrain_towers.py 2 margin/global/20,margin/tower/1 out.npz
+python multigrain_towers.py 2 margin/global/20,margin+thor/global/20,margin/tower/1 out.npz
 """
 
 import sys
@@ -15,11 +15,16 @@ from towers.runs import run
 from towers.training import optimizers
 from towers.training.multigrain import MarginBorder, make_objective
 from towers.training.step import make_train_step
+from towers.training.thor import Thor
 
 BATCH, COPIES, CLASSES = 16, 2, 3
 
 
-def train(towers, retrieval_loss, scope, steps) -> dict[str, np.ndarray]:
+THOR = {"damping": 0.03, "damping_decay": 0.5, "epoch_size": 10, "interval": 6, "kl_clip": 0.001}
+
+
+def train(towers, loss, scope, steps) -> dict[str, np.ndarray]:
+    retrieval_loss, _, thor = loss.partition("+")
     with towers.scope():
         network = networks.build("small", image_size=28, embedding_size=16, sync_bn=True, seed=1)
         head = ReplicatedHead(CLASSES, 16, seed=1, dtype="float64")
@@ -46,6 +51,7 @@ def train(towers, retrieval_loss, scope, steps) -> dict[str, np.ndarray]:
         decayed=[*decayed_variables(network), *head.decayed_variables],
         statistics=moving_statistics(network),
         weight_decay=1e-4,
+        thor=Thor(towers, network, [head], **THOR) if thor else None,
     )
     random = np.random.default_rng(0)
     share = BATCH // towers.num_towers

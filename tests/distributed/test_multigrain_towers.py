@@ -39,6 +39,17 @@ def test_the_same_update_for_four_towers(results, loss):
     assert_equal_runs(results(1, setting), results(4, setting), loss)
 
 
+@pytest.mark.slow
+def test_thor_takes_another_way_and_the_same_for_any_number_of_towers(results):
+    setting = "margin+thor/global/20"
+    one = results(1, setting)
+    for num_towers in (2, 4):
+        assert_equal_runs(one, results(num_towers, setting), "margin+thor")
+    plain, preconditioned = results(1)["margin/global/losses"], one["margin+thor/global/losses"]
+    assert preconditioned[0] == pytest.approx(plain[0], rel=1e-12)
+    assert np.abs(preconditioned[1:] / plain[1:] - 1).max() > 0.01
+
+
 def test_every_part_is_logged_of_each_tower(results):
     found = {name.removeprefix("margin/tower/") for name in results(2) if name.startswith("margin/tower/")}
     assert {"main", "retrieval", "accuracy", "active", "beta", "positive_distance", "negative_distance"} <= found

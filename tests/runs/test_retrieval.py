@@ -57,6 +57,19 @@ def test_the_figures_say_how_many_pictures_were_turned(lying_and_upright):
     assert "turned" not in " ".join(plain[1])
 
 
+def test_ukbench_counts_its_own_among_the_first_four_of_every_picture(tmp_path):
+    for number in range(8):
+        (tmp_path / f"ukbench{number:05}.jpg").write_bytes(jpeg(face(number, 40, 56)))
+    degrees = np.deg2rad([0, 1, 2, 90, 45, 91, 92, 93])
+    figures, remarks = measure(
+        "ukbench", read_set("ukbench", tmp_path), np.stack([np.cos(degrees), np.sin(degrees)], axis=1)
+    )
+    # The four nearest, itself among them: of 0, 1, 2: 0 1 2 4; of 4: 4 2 1 and 0 or 3, as far; of the others: 3 5 6 7.
+    own = [3, 3, 3, 1, 1, 3, 3, 3]
+    assert figures == {"ukbench_score": pytest.approx(sum(own) / 8)}
+    assert "8 pictures in the gallery; the published set has 10200 pictures" in remarks
+
+
 def test_a_png_is_not_turned_but_named(tmp_path):
     (tmp_path / "100000.jpg").write_bytes(jpeg(face(1)))
     (tmp_path / "100001.jpg").write_bytes(cv2.imencode(".png", face(2))[1].tobytes())
