@@ -170,10 +170,16 @@ def test_mistakes_of_training(grains):
     assert "--label_smoothing -0.1" in str(
         refused("train_multigrain.py", "--data_dir", grains / "train", "--label_smoothing", "-0.1")
     )
-    zero = refused("train_multigrain.py", "--data_dir", grains / "train", *SMALL, "--towers", "1", "--gem_p", "0")
-    assert "--gem_p 0.0: the power" in str(zero)
     few = refused("train_multigrain.py", "--data_dir", grains / "train", "--class_num", "2")
     assert "has 3 classes" in str(few)
+
+
+@pytest.mark.slow
+def test_a_power_that_is_none_gets_one_line(grains, tmp_path):
+    result = train(grains, tmp_path / "run", "--gem_p", "0", check=False)
+    assert result.returncode == 2, result.stderr
+    assert "--gem_p 0.0: the power" in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
 
 
 def test_distractors_need_copies(grains):
