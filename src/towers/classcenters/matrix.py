@@ -99,9 +99,11 @@ class Matrix:
         self.spec, self.eager = spec, eager
         self.lock = threading.RLock()
         self.skipped = SkippedSteps()
-        self.weights = allocate((spec.rows, spec.columns), np.float32)
-        # The slot of adagrad is held without its first 0.1, so that a mapped file of zeros needs no writing.
-        self.slot = allocate((spec.rows, spec.columns), np.float32) if spec.has_slot else None
+        # The slot of a row lies beside its weights: a mapped file has both in one page, and pages are what steps cost.
+        self.values = allocate((spec.rows, 2 if spec.has_slot else 1, spec.columns), np.float32)
+        self.weights = self.values[:, -1]
+        # That of adagrad is held without its first 0.1.
+        self.slot = self.values[:, 0] if spec.has_slot else None
         self.updated = allocate((spec.rows,), np.int64)
         self._readings: weakref.WeakSet[Reading] = weakref.WeakSet()
         for piece in pieces(spec.rows, spec.columns):
@@ -240,28 +242,28 @@ class Matrix:
     def _reader(self, rows):
         """Function of (slice, out [n, D]) that reads the present weights of that many of ``rows``."""
         missed = self._missed(self.updated[rows])
-        if missed is None:
-            return lambda piece, out: _take(self.weights, rows[piece], out)
-        if not self._maps_slot:
-            factors = missed.of_rows(missed.maps[:, 1, 1, None])
+        if self.slot is None:
+            factors = None if missed is None else missed.of_rows(missed.maps[:, 1, 1, None])
 
-            def scaled(piece, out):
-                _take(self.weights, rows[piece], out)
-                out *= factors[piece]
+            def read(piece, out):
+                _take(self.values[:, 0], rows[piece], out)
+                if factors is not None:
+                    out *= factors[piece]
 
-            return scaled
-        factors = missed.of_rows(missed.maps[:, 1:])
-        before = np.empty((2, *self._piece_shape(rows)), np.float32)
+            return read
+        # Without a map of its own the slot counts nothing.
+        maps = np.array([[[0.0, 1.0]]]) if missed is None else missed.maps[:, 1:]
+        factors = (missed or Missed(maps, np.zeros(len(rows), np.intp))).of_rows(maps)
+        before = self._buffer(rows)
 
         def mapped(piece, out):
             # A block of a message is larger than a piece.
-            for start in range(piece.start, piece.stop, before.shape[1]):
-                some = slice(start, min(start + before.shape[1], piece.stop))
-                given = before[:, : some.stop - start]
-                _take(self.slot, rows[some], given[0])
-                _take(self.weights, rows[some], given[1])
+            for start in range(piece.start, piece.stop, len(before)):
+                some = slice(start, min(start + len(before), piece.stop))
+                given = before[: some.stop - start]
+                _take(self.values, rows[some], given)
                 new = out[start - piece.start : some.stop - piece.start, None]
-                np.matmul(factors[some], given.transpose(1, 0, 2), out=new)
+                np.matmul(factors[some], given, out=new)
 
         return mapped
 
@@ -291,22 +293,22 @@ class Matrix:
         steps = step_map(self.spec, learning_rate)
         steps = steps[None] if missed is None else steps @ missed.maps
         factors = np.concatenate([steps, np.broadcast_to([[1.0], [-learning_rate]], (len(steps), 2, 1))], axis=2)
-        arrays = [self.weights] if self.slot is None else [self.slot, self.weights]
-        factors = factors[:, 2 - len(arrays) :, 2 - len(arrays) :]
+        kept = self.values.shape[1]
+        factors = factors[:, 2 - kept :, 2 - kept :]
         factors = (missed or Missed(steps, np.zeros(len(rows), np.intp))).of_rows(factors)
 
         def make():
-            shape = self._piece_shape(rows)
-            before, after = (np.empty((count, *shape), np.float32) for count in (len(arrays) + 1, len(arrays)))
+            taken, after = self._buffer(rows), self._buffer(rows)
+            before = np.empty((len(taken), kept + 1, self.spec.columns), np.float32)
 
             def update(piece):
-                given, new = before[:, : piece.stop - piece.start], after[:, : piece.stop - piece.start]
-                for array, place in zip(arrays, given, strict=False):
-                    _take(array, rows[piece], place)
-                given[-1] = gradients[piece]
-                np.matmul(factors[piece], given.transpose(1, 0, 2), out=new.transpose(1, 0, 2))
-                for array, values in zip(arrays, new, strict=True):
-                    array[rows[piece]] = values
+                count = piece.stop - piece.start
+                given, new = before[:count], after[:count]
+                _take(self.values, rows[piece], taken[:count])
+                given[:, :kept] = taken[:count]
+                given[:, kept] = gradients[piece]
+                np.matmul(factors[piece], given, out=new)
+                self.values[rows[piece]] = new
 
             return update
 
@@ -314,24 +316,28 @@ class Matrix:
 
     def _adagrad_updater(self, rows, gradients, learning_rate):
         """As ``_linear_updater``, which tells what it returns."""
-        read = self._reader(rows)
+        missed = self._missed(self.updated[rows])
+        factors = None if missed is None else missed.of_rows(missed.maps[:, 1, 1, None])
         rate = np.float32(learning_rate)
         decay = np.float32(1 - learning_rate * self.spec.weight_decay)
 
         def update(piece):
             given = gradients[piece]
-            weights, slot = np.empty_like(given), np.empty_like(given)
-            read(piece, weights)
-            _take(self.slot, rows[piece], slot)
+            values = np.empty((len(given), *self.values.shape[1:]), np.float32)
+            _take(self.values, rows[piece], values)
+            slot, weights = values[:, 0], values[:, 1]
+            if factors is not None:
+                weights *= factors[piece]
             weights *= decay
             slot += given * given
             weights -= rate * given / np.sqrt(ADAGRAD_FIRST + slot)
-            self.weights[rows[piece]], self.slot[rows[piece]] = weights, slot
+            self.values[rows[piece]] = values
 
         return lambda: update
 
-    def _piece_shape(self, rows):
-        return min(len(rows), piece_rows(self.spec.columns)), self.spec.columns
+    def _buffer(self, rows):
+        """Room for slots and weights of a piece of ``rows``."""
+        return np.empty((min(len(rows), piece_rows(self.spec.columns)), *self.values.shape[1:]), np.float32)
 
     def _refresh_some(self):
         """Bring the next few rows up to date; half the remembered steps bring all."""

@@ -196,7 +196,8 @@ class RemoteStore:
         """
         spec = self._spec(name)
         rows = checked_rows(rows, spec.rows)
-        gradients = checked_values(gradients, (len(rows), spec.columns))
+        # One shard looks itself, and changes nothing where a value is not finite; of several some would have changed.
+        gradients = checked_values(gradients, (len(rows), spec.columns), finite=len(self.addresses) > 1)
         learning_rate = checked_learning_rate(learning_rate)
         rows, gradients = merged(rows, gradients)
         version = self._versions[name] if version is None else version

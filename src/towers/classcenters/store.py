@@ -1,6 +1,7 @@
 """Stores of class centres: matrices by name, in memory or in mapped files; `remote.py` has the same interface."""
 
 import errno
+import mmap
 import os
 import shutil
 import tempfile
@@ -43,7 +44,11 @@ def mapped_store(folder: Path, *, eager: bool = False) -> "Store":
                     f"{folder}: a matrix of {shape} needs {size / 1e9:.1f} GB and {free / 1e9:.1f} GB are free; "
                     "free some space or name another folder"
                 ) from error
-            return np.memmap(file, dtype, "r+", shape=shape)
+            mapped = mmap.mmap(file.fileno(), size)
+        # Rows come from anywhere. Read ahead, pages are kept in runs, of which Linux saves the whole where one page
+        # has changed.
+        mapped.madvise(mmap.MADV_RANDOM)
+        return np.frombuffer(mapped, dtype).reshape(shape)
 
     return Store(allocate, eager=eager)
 
