@@ -78,7 +78,7 @@ def store_turn(store: RemoteStore, rows: np.ndarray, gradients: np.ndarray) -> f
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=30, help="pulls and pushes of each")
+    parser.add_argument("--rounds", type=int, default=60, help="pulls and pushes of each")
     parser.add_argument("--classes", type=int, default=100_000, help="rows of the matrix")
     parser.add_argument("--rule", choices=("sgd", "momentum", "adagrad"), default="momentum", help="update rule")
     parser.add_argument("--journal", action="store_true", help="with a journal in a temporary folder")
