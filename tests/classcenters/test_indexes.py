@@ -202,3 +202,15 @@ def test_orders_of_a_library_are_put_right():
     rows, scores = libraries._ordered(np.array([[3, 4, -1]]), np.array([[0.1, 0.2, -np.inf]]))
     assert rows.tolist() == [[4, 3, -1]]
     assert scores[0, 0] == 0.2
+
+
+@pytest.mark.parametrize("length", [1, 5, 16, 31, 200, 1000, 4097])
+@pytest.mark.parametrize("count", [1, 3, 8])
+def test_the_largest_of_each_row(length, count):
+    count = min(count, length)
+    # Whole numbers, so that many are equal.
+    values = np.random.default_rng(length).integers(-20, 20, (6, length)).astype(np.float32)
+    places = ivf.largest(values, count)
+    assert [len(set(row)) for row in places.tolist()] == [count] * 6
+    found = np.sort(np.take_along_axis(values, places, axis=1), axis=1)
+    np.testing.assert_array_equal(found, np.sort(values, axis=1)[:, length - count :])

@@ -7,6 +7,7 @@ import numpy as np
 from .ranking import best_of_lists
 
 _PIECE = 8192
+_GROUP = 32
 _SAMPLES_PER_CELL = 32
 
 
@@ -61,13 +62,12 @@ class InvertedFile:
         queries = np.ascontiguousarray(queries, np.float32)
         num_cells = len(self.cells)
         probes = min(num_cells, max(self.probes, math.ceil(2 * k * num_cells / len(self.points))))
-        nearness = queries @ self.cells.T
-        probed = np.argpartition(nearness, num_cells - probes, axis=1)[:, num_cells - probes :]
+        probed = largest(queries @ self.cells.T, probes)
         sizes = (self.bounds[1:] - self.bounds[:-1])[probed]
         ends = np.cumsum(sizes.ravel())
-        starts = (ends - sizes.ravel()).tolist()
+        starts = ends - sizes.ravel()
         scores = np.empty(ends[-1], np.float32)
-        rows = np.empty(ends[-1], np.int64)
+        starts_of_pairs = starts.tolist()
         by_cell = np.argsort(probed.ravel(), kind="stable")
         cell_in_order = probed.ravel()[by_cell]
         borders = np.flatnonzero(np.diff(cell_in_order, prepend=-1, append=-1)).tolist()
@@ -78,10 +78,32 @@ class InvertedFile:
             inside = slice(bounds[cell], bounds[cell + 1])
             found = queries[query_in_order[first:last]] @ self.points[inside].T
             for pair, own in zip(by_cell[first:last], found, strict=True):
-                start = starts[pair]
+                start = starts_of_pairs[pair]
                 scores[start : start + len(own)] = own
-                rows[start : start + len(own)] = self.rows[inside]
-        return best_of_lists(rows, scores, np.concatenate([[0], ends[probes - 1 :: probes]]), k)
+        lists = np.concatenate([[0], ends[probes - 1 :: probes]])
+        places, best = best_of_lists(np.arange(len(scores)), scores, lists, k)
+        # Numbers of the few that are taken only.
+        pairs = np.minimum(np.searchsorted(ends, places, side="right"), len(ends) - 1)
+        rows = self.rows[np.where(places < 0, 0, self.bounds[probed.ravel()[pairs]] + places - starts[pairs])]
+        return np.where(places < 0, -1, rows), best
+
+
+def largest(values: np.ndarray, count: int) -> np.ndarray:
+    """Places of the ``count`` largest of each row of [B, n], in any order: [B, count].
+
+    The largest are in the groups with the largest maxima, of which there are few, and a maximum takes little time.
+    """
+    length = values.shape[1] // _GROUP
+    if length <= count:
+        return np.argpartition(values, values.shape[1] - count, axis=1)[:, values.shape[1] - count :]
+    grouped = values[:, : _GROUP * length].reshape(len(values), _GROUP, length)
+    groups = np.argpartition(grouped.max(axis=1), length - count, axis=1)[:, length - count :]
+    places = (groups[:, None] + length * np.arange(_GROUP)[:, None]).reshape(len(values), -1)
+    rest = np.broadcast_to(np.arange(_GROUP * length, values.shape[1]), (len(values), values.shape[1] % _GROUP))
+    places = np.concatenate([places, rest], axis=1)
+    found = np.take_along_axis(values, places, axis=1)
+    chosen = np.argpartition(found, found.shape[1] - count, axis=1)[:, found.shape[1] - count :]
+    return np.take_along_axis(places, chosen, axis=1)
 
 
 def _nearest(points, cells):
