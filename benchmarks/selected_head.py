@@ -96,7 +96,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--classes", type=int, nargs="+", default=[100_000, 1_000_000, 4_000_000], help="growing")
     parser.add_argument("--selected", type=int, default=10_000, help="classes of a step")
-    parser.add_argument("--rounds", type=int, default=12, help="measured steps of each size")
+    parser.add_argument("--rounds", type=int, default=24, help="measured steps of each size")
     parser.add_argument("--folder", type=Path, help="of the mapped file (default: a temporary one)")
     arguments = parser.parse_args()
     towers = run.set_up(towers=1, precision="float32", seed=1)
@@ -107,6 +107,8 @@ def main() -> None:
         index = measured[f"{count:,}"].head.selector.index
         mapped = f"{count:,}, mapped file"
         measured[mapped] = Measured(towers, mapped_store(Path(folder)), count, arguments.selected, index)
+        # What making the file has left unsaved is not a step's.
+        os.sync()
         # The first two steps trace the graph and meet cold memory.
         for number in range(arguments.rounds + 2):
             for one in measured.values():
