@@ -11,7 +11,8 @@
 # Recipe of ImageNet: MultiGrain's (lambda 0.5, GeM p 3, 3 copies, 224 px, rate 0.2 by 10 after 30, 60 and 90 of 120 epochs
 # of 4,966 steps), with batches of 516, which 3 copies on 1, 2 or 4 towers divide.
 # Result on the stand-in, in about 13 minutes: top-1 0.974, other views mAP 0.416, strong copies mAP 0.499 (means of seeds 1,
-# 2 and 3; benchmarks/multigrain.py). NOT YET RUN on ImageNet. Published there: top-1 77.4 (lambda 0.5, p 3, 224 px); 77.0 (p 1); 76.9 (lambda 1, p 3).
+# 2 and 3; benchmarks/multigrain.py).
+# Result: NOT YET RUN on ImageNet. Published there: top-1 77.4 (lambda 0.5, p 3, 224 px); 77.0 (p 1); 76.9 (lambda 1, p 3).
 # TOWERS, OUT: number of towers, and the run's folder, as in scripts/launch.sh.
 set -euo pipefail
 

@@ -195,7 +195,8 @@ def num_slots(name: str) -> int:
     if name.startswith(FROM_KERAS):
         optimizer, weight = build(name), keras.Variable(np.zeros([1, 1]))
         optimizer.build([weight])
-        return len(optimizer.variables) - len([optimizer.iterations, optimizer.learning_rate])
+        # Without the count and the rate.
+        return len(optimizer.variables) - 2
     return len(_rules(momentum=0.9)[name].slots)
 
 
