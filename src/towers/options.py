@@ -392,7 +392,12 @@ def add_selection(parser: Parser) -> None:
     )
     group.add_argument("--num_selected", "--sample_num", type=int, default=1000, help="classes of a step")
     group.add_argument("--num_trees", "--ntrees", type=int, default=50, help="trees of forest and annoy")
-    group.add_argument("--probes", type=int, default=8, help="cells that a query of ivf and faiss looks into")
+    group.add_argument(
+        "--probes",
+        type=int,
+        default=8,
+        help="cells of faiss, or parts of about 40 classes of ivf, that a query looks into",
+    )
     group.add_argument("--interval", type=int, default=100, help="steps between rebuilds of the index")
     group.add_argument(
         "--adaptive", action="store_true", help="steer the three numbers above by measured recall and probability mass"

@@ -141,30 +141,82 @@ def test_a_forest_of_more_trees_finds_more(points):
     assert found[2] > 0.95
 
 
-def test_cells_hold_their_nearest_points(points):
+def nearest_share(points, centres, number):
+    """Of some points: the share whose number is that of the nearest of their centres."""
+    distance = np.linalg.norm(points[:, None] - centres, axis=2)
+    return (distance.argmin(axis=1) == number).mean()
+
+
+def test_cells_and_their_parts_hold_their_nearest_points(points):
     index = ivf.build(points, num_cells=50)
     assert sorted(index.rows) == list(range(len(points)))
-    cell = np.repeat(np.arange(50), np.diff(index.bounds))
-    distance = np.linalg.norm(index.points[::50, None] - index.cells[None], axis=2)
-    assert (distance.argmin(axis=1) == cell[::50]).mean() > 0.999
+    np.testing.assert_array_equal(index.points, points[index.rows])
+    assert index.parts.shape == (50, 10, 16)
+    part = np.repeat(np.arange(500), np.diff(index.bounds))[::50]
+    cell, some = part // 10, index.points[::50]
+    assert nearest_share(some, index.cells[None], cell) > 0.999
+    assert nearest_share(some, index.parts[cell], part % 10) > 0.999
 
 
-def test_all_cells_are_an_exact_search(points):
+def test_few_points_in_a_cell_are_one_part(points):
+    index = ivf.build(points[:3000])
+    np.testing.assert_array_equal(index.parts[:, 0], index.cells)
+    assert len(index.bounds) == len(index.cells) + 1
+
+
+def test_a_cell_with_fewer_points_than_parts_or_none():
+    crowd = unit(np.random.default_rng(2).normal(size=(400, 8)) + 20 * np.eye(8)[0])
+    points = np.concatenate([crowd, -crowd[:2]])
+    cells = np.array([crowd[0], -crowd[0], 9 * np.eye(8)[7]], np.float32)
+    parts, part_of = ivf._parts(points, cells, np.repeat([0, 1], [400, 2]), np.random.default_rng(0))
+    assert parts.shape == (3, 3, 8)
+    assert np.isfinite(parts).all()
+    assert set(part_of[:400]) == {0, 1, 2}
+    assert set(part_of[400:]) <= {3, 4, 5}
+    np.testing.assert_array_equal(parts[2], np.repeat(cells[2:], 3, axis=0))
+    order = np.argsort(part_of, kind="stable")
+    bounds = np.searchsorted(part_of[order], np.arange(10))
+    rows, _ = ivf.InvertedFile(cells, parts, points[order], order, bounds, 9).search(points[-2:], 2)
+    assert sorted(rows[0]) == [400, 401]
+
+
+@pytest.mark.parametrize("num_cells", [40, 500])
+def test_all_parts_are_an_exact_search(points, num_cells):
     queries = near(points, 9)
-    rows, scores = ivf.build(points, num_cells=40, probes=40).search(queries, 30)
+    rows, scores = ivf.build(points, num_cells=num_cells, probes=len(points)).search(queries, 30)
     expected_rows, expected_scores = best_by_sorting(points, queries, 30)
     np.testing.assert_allclose(scores, expected_scores, rtol=1e-5, atol=1e-6)
     assert recall(rows, expected_rows) > 0.9999
 
 
-def test_few_cells_find_nearly_all(points):
+@pytest.mark.parametrize("num_cells", [30, 500])
+def test_a_search_is_that_of_a_loop_over_the_queries(points, num_cells):
+    """More queries than are compared with parts at once."""
+    index = ivf.build(points, num_cells=num_cells, probes=5)
+    queries = near(points, 150)
+    rows, scores = index.search(queries, 12)
+    num_parts = index.parts.shape[0] * index.parts.shape[1]
+    for query, found, own_scores in zip(queries, rows, scores, strict=True):
+        cells = np.argsort(-(index.cells @ query))[: 10 if num_cells == 30 else 5]
+        numbers = (cells[:, None] * index.parts.shape[1] + np.arange(index.parts.shape[1])).ravel()
+        nearness = index.parts.reshape(num_parts, -1)[numbers] @ query
+        parts = numbers[np.argsort(-nearness)[:5]]
+        places = np.concatenate([np.arange(index.bounds[part], index.bounds[part + 1]) for part in parts])
+        expected = np.sort(index.points[places] @ query)[::-1][:12]
+        np.testing.assert_allclose(own_scores[: len(expected)], expected, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(points[found[found >= 0]] @ query, own_scores[found >= 0], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("num_cells", [None, 200])
+def test_few_parts_find_nearly_all(points, num_cells):
     queries = near(points, 64)
     expected = best_by_sorting(points, queries, 10)[0]
-    assert recall(ivf.build(points, probes=8).search(queries, 10)[0], expected) > 0.9
+    assert recall(ivf.build(points, num_cells=num_cells, probes=8).search(queries, 10)[0], expected) > 0.9
 
 
-def test_more_points_than_the_probed_cells_hold(points):
-    rows, _ = ivf.build(points, probes=1).search(near(points, 4), 3000)
+@pytest.mark.parametrize("num_cells", [None, 40])
+def test_more_points_than_the_probed_parts_hold(points, num_cells):
+    rows, _ = ivf.build(points, num_cells=num_cells, probes=1).search(near(points, 4), 3000)
     assert (rows >= 0).mean() > 0.95
 
 

@@ -98,7 +98,7 @@ def test_more_labels_than_selected(points):
 def test_equal_features_find_as_many_as_asked_for(points):
     """All queries find the same classes: each must find all of them."""
     features = np.repeat(points[:1], 16, axis=0)
-    rows, _ = Selector(4000, index=indexes.ivf.build(points, num_cells=8, probes=8)).select(
+    rows, _ = Selector(4000, index=indexes.ivf.build(points, num_cells=8, probes=4000)).select(
         features, np.zeros(16, int), 64
     )
     assert measure(rows, points, features, np.zeros(16, int)).recall == 1

@@ -1,4 +1,8 @@
-"""Two-level matrix products: the nearest cells of a query, then the points of these cells (inverted file)."""
+"""Products of few matrices: the nearest cells of a query, the nearest of their parts, then the points of these parts.
+
+An inverted file of two levels. Cells are few enough that a query is compared with all. The points of a cell grow with
+C, the points of a part do not, so that a search of many classes reads as much memory as one of few.
+"""
 
 import math
 
@@ -7,8 +11,11 @@ import numpy as np
 from .ranking import best_of_lists
 
 _PIECE = 8192
+_QUERIES = 128
 _GROUP = 32
+_POINTS_PER_PART = 40
 _SAMPLES_PER_CELL = 32
+_ITERATIONS_OF_PARTS = 3
 
 
 def build(
@@ -20,14 +27,14 @@ def build(
     probes: int = 8,
     iterations: int = 3,
 ) -> "InvertedFile":
-    """Cells by k-means on a sample, then every point into its cell.
+    """Cells by k-means on a sample, every point into its cell, and each cell into parts by k-means on its points.
 
     Args:
       previous: an index of the same centres some steps ago; its cells are the start, and one iteration follows the
         centres that have moved.
       num_cells: default 8 sqrt(C), at most C / 8.
-      probes: cells that a query looks into; more where k asks for more points than they hold.
-      iterations: of k-means, without ``previous``.
+      probes: parts that a query looks into; more where k asks for more points than they hold.
+      iterations: of the k-means of cells, without ``previous``.
     """
     points = np.ascontiguousarray(points, np.float32)
     random = np.random.default_rng(seed)
@@ -41,51 +48,74 @@ def build(
         cells = sample[random.choice(len(sample), num_cells, replace=False)]
     for _ in range(iterations):
         cells = _means(sample, _nearest(sample, cells), num_cells, random)
-    cell_of = _nearest(points, cells)
-    order = np.argsort(cell_of, kind="stable")
-    bounds = np.searchsorted(cell_of[order], np.arange(num_cells + 1))
-    return InvertedFile(cells, points[order], order, bounds, probes)
+    parts, part_of = _parts(points, cells, _nearest(points, cells), random)
+    order = np.argsort(part_of, kind="stable")
+    bounds = np.searchsorted(part_of[order], np.arange(parts.shape[0] * parts.shape[1] + 1))
+    return InvertedFile(cells, parts, points[order], order, bounds, probes)
 
 
 class InvertedFile:
-    """Points [C, D] ordered by cell: ``rows`` [C] are their numbers, cell i has those in [bounds[i], bounds[i + 1])."""
+    """Points [C, D] ordered by part: ``rows`` [C] are their numbers, part i has those in [bounds[i], bounds[i + 1]).
 
-    def __init__(self, cells, points, rows, bounds, probes):
-        self.cells, self.points, self.rows, self.bounds, self.probes = cells, points, rows, bounds, probes
+    ``cells`` [G, D] and ``parts`` [G, M, D] are means of points; part i is number i % M of cell i // M.
+    """
+
+    def __init__(self, cells, parts, points, rows, bounds, probes):
+        self.cells, self.parts, self.points, self.rows = cells, parts, points, rows
+        self.bounds, self.probes = bounds, probes
 
     @property
     def num_bytes(self) -> int:
-        return sum(array.nbytes for array in (self.cells, self.points, self.rows, self.bounds))
+        return sum(array.nbytes for array in (self.cells, self.parts, self.points, self.rows, self.bounds))
 
     def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """The k best rows of each query among the cells it looks into, and their scores, both [B, k]."""
+        """The k best rows of each query among the parts it looks into, and their scores, both [B, k]."""
         queries = np.ascontiguousarray(queries, np.float32)
-        num_cells = len(self.cells)
-        probes = min(num_cells, max(self.probes, math.ceil(2 * k * num_cells / len(self.points))))
-        probed = largest(queries @ self.cells.T, probes)
+        probed = self._nearest_parts(queries, k)
+        probes = probed.shape[1]
         sizes = (self.bounds[1:] - self.bounds[:-1])[probed]
         ends = np.cumsum(sizes.ravel())
         starts = ends - sizes.ravel()
         scores = np.empty(ends[-1], np.float32)
-        starts_of_pairs = starts.tolist()
-        by_cell = np.argsort(probed.ravel(), kind="stable")
-        cell_in_order = probed.ravel()[by_cell]
-        borders = np.flatnonzero(np.diff(cell_in_order, prepend=-1, append=-1)).tolist()
-        query_in_order, by_cell = (by_cell // probes), by_cell.tolist()
-        bounds = self.bounds.tolist()
-        for first, last in zip(borders[:-1], borders[1:], strict=True):
-            cell = int(cell_in_order[first])
-            inside = slice(bounds[cell], bounds[cell + 1])
-            found = queries[query_in_order[first:last]] @ self.points[inside].T
-            for pair, own in zip(by_cell[first:last], found, strict=True):
-                start = starts_of_pairs[pair]
-                scores[start : start + len(own)] = own
+        by_part = np.argsort(probed.ravel(), kind="stable")
+        part_in_order = probed.ravel()[by_part]
+        borders = np.flatnonzero(np.diff(part_in_order, prepend=-1, append=-1))
+        distinct = part_in_order[borders[:-1]]
+        query_in_order, start_in_order = by_part // probes, starts[by_part].tolist()
+        for first, last, low, high in zip(
+            *(
+                array.tolist()
+                for array in (borders[:-1], borders[1:], self.bounds[distinct], self.bounds[distinct + 1])
+            ),
+            strict=True,
+        ):
+            found = queries[query_in_order[first:last]] @ self.points[low:high].T
+            for start, own in zip(start_in_order[first:last], found, strict=True):
+                scores[start : start + high - low] = own
         lists = np.concatenate([[0], ends[probes - 1 :: probes]])
         places, best = best_of_lists(np.arange(len(scores)), scores, lists, k)
         # Numbers of the few that are taken only.
         pairs = np.minimum(np.searchsorted(ends, places, side="right"), len(ends) - 1)
         rows = self.rows[np.where(places < 0, 0, self.bounds[probed.ravel()[pairs]] + places - starts[pairs])]
         return np.where(places < 0, -1, rows), best
+
+    def _nearest_parts(self, queries, k):
+        """Numbers [B, n] of the parts that each query looks into."""
+        num_cells, per_cell, columns = self.parts.shape
+        num_parts = num_cells * per_cell
+        probes = min(num_parts, max(self.probes, math.ceil(2 * k * num_parts / len(self.points))))
+        if per_cell == 1:
+            return largest(queries @ self.cells.T, probes)
+        # The nearest parts are not all in as few cells: the parts of twice as many are compared.
+        cells = largest(queries @ self.cells.T, min(num_cells, max(2 * self.probes, math.ceil(2 * probes / per_cell))))
+        nearest = np.empty((len(queries), probes), np.int64)
+        for start in range(0, len(queries), _QUERIES):
+            piece = slice(start, start + _QUERIES)
+            parts = self.parts[cells[piece]].reshape(len(cells[piece]), -1, columns)
+            near = np.matmul(parts, queries[piece, :, None])[:, :, 0]
+            places = np.argpartition(near, near.shape[1] - probes, axis=1)[:, near.shape[1] - probes :]
+            nearest[piece] = np.take_along_axis(cells[piece], places // per_cell, axis=1) * per_cell + places % per_cell
+        return nearest
 
 
 def largest(values: np.ndarray, count: int) -> np.ndarray:
@@ -115,6 +145,26 @@ def _nearest(points, cells):
         nearness -= half_square
         nearest[start : start + _PIECE] = nearness.argmax(axis=1)
     return nearest
+
+
+def _parts(points, cells, cell_of, random):
+    """Means [G, M, D] of the parts of each cell, and the number of its part for each point."""
+    per_cell = max(1, round(len(points) / len(cells) / _POINTS_PER_PART))
+    if per_cell == 1:
+        return cells[:, None], cell_of
+    order = np.argsort(cell_of, kind="stable")
+    bounds = np.searchsorted(cell_of[order], np.arange(len(cells) + 1))
+    parts = np.repeat(cells[:, None], per_cell, axis=1)
+    part_of = np.empty(len(points), np.int64)
+    for cell in np.flatnonzero(np.diff(bounds)):
+        rows = order[bounds[cell] : bounds[cell + 1]]
+        inside = points[rows]
+        own = inside[random.choice(len(inside), per_cell, replace=len(inside) < per_cell)]
+        for _ in range(_ITERATIONS_OF_PARTS):
+            own = _means(inside, _nearest(inside, own), per_cell, random)
+        parts[cell] = own
+        part_of[rows] = cell * per_cell + _nearest(inside, own)
+    return parts, part_of
 
 
 def _means(points, cell_of, num_cells, random):
