@@ -4,8 +4,9 @@
   python benchmarks/selected_head.py --classes 20000 100000 --selected 2000
 
 A step of 128 examples searches their classes in an inverted file that was built before, pulls their rows, makes forward
-and backward pass of the head, and pushes the gradients, one after the other: nothing hides behind a network or the step
-before, as it does in training. The sizes take turns, and medians are compared.
+and backward pass of the head, and pushes the gradients, one after the other: nothing hides behind a network, as it does
+in training. The sizes take turns of a few steps, and medians are compared; the first step of a turn, which meets cold
+caches and no write of the step before, does not count.
 """
 
 import argparse
@@ -16,6 +17,10 @@ import tempfile
 import time
 from pathlib import Path
 
+# Before NumPy, as in the trainers: the threads of its products then sleep between two of them.
+from towers.runs import run
+
+# isort: split
 import keras
 import numpy as np
 import tensorflow as tf
@@ -27,7 +32,6 @@ from towers.classcenters.spec import MatrixSpec
 from towers.classcenters.store import mapped_store, memory_store
 from towers.heads.selected import SelectedHead
 from towers.losses.margin import LogitForm, Margin
-from towers.runs import run
 from towers.training import optimizers
 from towers.training.step import TowerLosses, make_train_step
 
@@ -91,12 +95,20 @@ class Measured:
         self.head.settle()
         self.seconds.append(time.perf_counter() - started)
 
+    def turn(self, first: int, steps: int) -> None:
+        """Measured steps, after one that is not. What they leave to be written is not the next one's to wait for."""
+        for number in range(first, first + steps + 1):
+            self.step(number)
+        del self.seconds[-steps - 1], self.search_seconds[-steps - 1]
+        self.head.store.matrix(NAME).settle()
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--classes", type=int, nargs="+", default=[100_000, 1_000_000, 4_000_000], help="growing")
     parser.add_argument("--selected", type=int, default=10_000, help="classes of a step")
-    parser.add_argument("--rounds", type=int, default=24, help="measured steps of each size")
+    parser.add_argument("--turns", type=int, default=6, help="of each size")
+    parser.add_argument("--steps", type=int, default=6, help="measured ones of a turn")
     parser.add_argument("--folder", type=Path, help="of the mapped file (default: a temporary one)")
     arguments = parser.parse_args()
     towers = run.set_up(towers=1, precision="float32", seed=1)
@@ -109,15 +121,15 @@ def main() -> None:
         measured[mapped] = Measured(towers, mapped_store(Path(folder)), count, arguments.selected, index)
         # What making the file has left unsaved is not a step's.
         os.sync()
-        # The first two steps trace the graph and meet cold memory.
-        for number in range(arguments.rounds + 2):
+        # The first turn traces the graph.
+        for number in range(arguments.turns + 1):
             for one in measured.values():
-                one.step(number)
+                one.turn(number * (arguments.steps + 1), arguments.steps)
     print(f"{arguments.selected:,} selected, {BATCH} examples x {D}, {os.cpu_count()} cores")
     print(f"{'classes':>22} {'ms a step':>10} {'of it search':>13} {'x first':>8} {'index built, s':>15}")
     medians = {}
     for name, one in measured.items():
-        whole, search = statistics.median(one.seconds[2:]), statistics.median(one.search_seconds[2:])
+        whole, search = (statistics.median(times[arguments.steps :]) for times in (one.seconds, one.search_seconds))
         medians[name] = whole
         growth = whole / next(iter(medians.values()))
         print(f"{name:>22} {1000 * whole:10.1f} {1000 * search:13.1f} {growth:8.2f} {one.build_seconds:15.1f}")

@@ -15,6 +15,25 @@ def test_a_users_choice_of_onednn_is_kept():
     assert run_python("-c", code, TF_ENABLE_ONEDNN_OPTS="0").stdout == "0\n"
 
 
+def test_threads_of_numpy_sleep_between_two_products():
+    code = """
+import towers, numpy, time
+square = numpy.ones((600, 600))
+square @ square
+before = time.process_time()
+time.sleep(0.1)
+print(time.process_time() - before)
+"""
+    # Awake they take that time on every core but one.
+    assert float(run_python("-c", code).stdout) < 0.05
+
+
+def test_the_trainer_has_numpy_read_what_towers_sets():
+    result = run_python("-X", "importtime", "train_multi_gpu.py", "--help")
+    imported = [line.split("|")[-1].strip() for line in result.stderr.splitlines() if line.startswith("import time:")]
+    assert imported.index("towers") < imported.index("numpy")
+
+
 @pytest.mark.parametrize("end", ["", "raise ImportError('broken')"])
 def test_other_words_of_the_start_are_shown(tmp_path, end):
     package = tmp_path / "tensorflow"

@@ -2,6 +2,7 @@ import itertools
 import os
 import subprocess
 import sys
+from concurrent import futures
 
 import h5py
 import numpy as np
@@ -367,3 +368,88 @@ def test_a_reading_is_of_one_step(rule):
     assert not matrix._readings
     with pytest.raises(ValueError, match="row 30"):
         matrix.reading(np.array([30]))
+
+
+class Held(futures.Future):
+    """Work that is done when somebody waits for it, and not before."""
+
+    def __init__(self, function, *arguments):
+        super().__init__()
+        self.work = function, arguments
+
+    def result(self, timeout=None):
+        if not self.done():
+            function, arguments = self.work
+            self.set_result(function(*arguments))
+        return super().result(timeout)
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: "-".join(map(str, rule.values())))
+def test_rows_that_are_still_being_written_are_seen(rule, monkeypatch):
+    """Every read comes before a row of the step before it is in its place; in pieces, repeated, in any order."""
+    spec = MatrixSpec(rows=120, columns=7, **rule)
+    memory, behind = Matrix(spec), Matrix(spec, write_behind=True)
+    monkeypatch.setattr(matrix_module._pool, "submit", Held)
+    monkeypatch.setattr(matrix_module, "PIECE_BYTES", 256)
+    random = np.random.default_rng(0)
+    for step in range(40):
+        rows = np.sort(random.choice(120, random.integers(1, 60), replace=False))
+        gradients = random.standard_normal((len(rows), 7)).astype(np.float32)
+        for matrix in (memory, behind):
+            assert matrix.push(rows, gradients, rate_of(step)) == step + 1
+        assert not np.isclose(behind._values[rows], memory.values[rows]).all(axis=(1, 2)).any()
+        asked = random.integers(0, 120, 90)
+        np.testing.assert_array_equal(behind.pull(asked), memory.pull(asked))
+        reading = behind.reading(asked)
+        pieces = [reading.take(np.empty((size, 7), np.float32)) for size in (11, 40, 39)]
+        np.testing.assert_array_equal(np.concatenate(pieces), memory.pull(asked))
+        # Three readers that need all in its place, the next step, and one that comes after it was waited for.
+        if step % 4 == 0:
+            for one, other in zip(behind.state(3, 90), memory.state(3, 90), strict=True):
+                np.testing.assert_array_equal(one, other)
+        elif step % 4 == 1:
+            for matrix in (memory, behind):
+                matrix.assign(50, np.ones((4, 7), np.float32))
+        elif step % 4 == 2:
+            np.testing.assert_array_equal(behind.weights, memory.weights)
+            np.testing.assert_array_equal(behind.pull(asked), memory.pull(asked))
+
+
+def test_a_snapshot_has_rows_that_were_still_being_written(tmp_path, monkeypatch):
+    spec = MatrixSpec(rows=40, columns=3, weight_decay=0.01)
+    memory, mapped = memory_store(), mapped_store(tmp_path / "mapped")
+    monkeypatch.setattr(matrix_module._pool, "submit", Held)
+    for store in (memory, mapped):
+        store.create("w", spec)
+        store.push("w", np.arange(5, 25), np.ones((20, 3), np.float32), 0.1)
+        store.save(tmp_path / f"{store is memory}.h5")
+    for store in (mapped, mapped_store(tmp_path / "again")):
+        store.load(tmp_path / "False.h5")
+        np.testing.assert_array_equal(store.pull("w", np.arange(40)), memory.pull("w", np.arange(40)))
+    with h5py.File(tmp_path / "True.h5") as one, h5py.File(tmp_path / "False.h5") as other:
+        np.testing.assert_array_equal(one["w/weights"], other["w/weights"])
+        np.testing.assert_array_equal(one["w/slot"], other["w/slot"])
+
+
+def test_rows_that_could_not_be_written_are_told(monkeypatch):
+    matrix = Matrix(MatrixSpec(rows=10, columns=3), write_behind=True)
+
+    def failed(*arguments):
+        future = futures.Future()
+        future.set_exception(OSError("no such page"))
+        return future
+
+    monkeypatch.setattr(matrix_module._pool, "submit", failed)
+    matrix.push(np.array([4]), np.ones((1, 3), np.float32), 0.1)
+    for _ in range(2):
+        with pytest.raises(OSError, match="no such page"):
+            matrix.pull(np.array([4]))
+
+
+def test_a_mapped_matrix_writes_behind_and_a_step_without_rows_leaves_nothing(tmp_path):
+    store = mapped_store(tmp_path)
+    store.create("w", MatrixSpec(rows=10, columns=3))
+    assert store.matrix("w").write_behind
+    store.push("w", np.zeros(0, np.int64), np.zeros((0, 3), np.float32), 0.1)
+    assert store.matrix("w")._unwritten is None
+    assert store.version("w") == 1

@@ -48,6 +48,19 @@ def _take(array, rows, out):
     np.take(array, rows, axis=0, out=out, mode="clip")
 
 
+class Unwritten(NamedTuple):
+    """Values [S, k, D] of increasing ``rows`` [S] that a thread is writing to a mapped file."""
+
+    rows: np.ndarray
+    values: np.ndarray
+    writing: futures.Future
+
+    def places(self, rows: np.ndarray) -> np.ndarray:
+        """Where each of ``rows`` is among those being written, or -1."""
+        places = np.minimum(np.searchsorted(self.rows, rows), len(self.rows) - 1)
+        return np.where(self.rows[places] == rows, places, -1)
+
+
 class Reading:
     """Rows [S, D] as they are at one step, read in pieces while others are sent; made by `Matrix.reading`.
 
@@ -93,22 +106,47 @@ class Matrix:
       eager: bring every row up to date in every step, at the cost of all rows. What ``state`` gives then tells all that
         there is, and a matrix that it is assigned to goes on with the same bits. Otherwise the steps that a row has
         skipped are rounded once, wherever they end.
+      write_behind: a step is over when its values are known, and a thread writes them to their places, which in a
+        mapped file takes longer: every page must be found to be changed. Readers and the next step see them at once.
     """
 
-    def __init__(self, spec: MatrixSpec, allocate: Callable = np.zeros, *, eager: bool = False):
-        self.spec, self.eager = spec, eager
+    def __init__(
+        self, spec: MatrixSpec, allocate: Callable = np.zeros, *, eager: bool = False, write_behind: bool = False
+    ):
+        self.spec, self.eager, self.write_behind = spec, eager, write_behind
         self.lock = threading.RLock()
         self.skipped = SkippedSteps()
         # The slot of a row lies beside its weights: a mapped file has both in one page, and pages are what steps cost.
-        self.values = allocate((spec.rows, 2 if spec.has_slot else 1, spec.columns), np.float32)
-        self.weights = self.values[:, -1]
-        # That of adagrad is held without its first 0.1.
-        self.slot = self.values[:, 0] if spec.has_slot else None
-        self.updated = allocate((spec.rows,), np.int64)
+        self._values = allocate((spec.rows, 2 if spec.has_slot else 1, spec.columns), np.float32)
+        self._unwritten: Unwritten | None = None
+        # In memory always: every step changes nearly every page of it.
+        self.updated = np.zeros(spec.rows, np.int64)
         self._readings: weakref.WeakSet[Reading] = weakref.WeakSet()
         for piece in pieces(spec.rows, spec.columns):
             local = np.arange(piece.start, piece.stop, dtype=np.int64)
             self.weights[piece] = first_rows(spec.first + local * spec.stride, spec.columns, spec.seed, spec.scale)
+
+    def settle(self) -> None:
+        """Wait until all values are in their places. Raises what writing them failed with."""
+        if self._unwritten is not None:
+            self._unwritten.writing.result()
+            self._unwritten = None
+
+    @property
+    def values(self) -> np.ndarray:
+        """float32 [C, k, D], the slot, where there is one, and the weights of each row, once all is written."""
+        self.settle()
+        return self._values
+
+    @property
+    def weights(self) -> np.ndarray:
+        """float32 [C, D], each row as it was when it was last brought up to date."""
+        return self.values[:, -1]
+
+    @property
+    def slot(self) -> np.ndarray | None:
+        """float32 [C, D] likewise, or None; that of adagrad is held without its first 0.1."""
+        return self.values[:, 0] if self.spec.has_slot else None
 
     @property
     def version(self) -> int:
@@ -162,10 +200,13 @@ class Matrix:
                     f"the gradients are for step {version}, the matrix is at {self.version}", self.version
                 )
             self._finish_readings()
+            # Before the update, which may go on being written afterwards.
+            self._refresh_some()
             self._update(rows, gradients, learning_rate)
             self.skipped.append(step_map(self.spec, learning_rate))
             self.updated[rows] = self.version
-            self._refresh_some()
+            if self.eager:
+                self._refresh_all()
             return self.version
 
     def state(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray | None]:
@@ -199,8 +240,7 @@ class Matrix:
         """Count steps from ``version`` on; every row keeps its present value."""
         with self.lock:
             self._finish_readings()
-            for piece in pieces(self.spec.rows, self.spec.columns):
-                self._refresh(piece.start, piece.stop)
+            self._refresh_all()
             self.skipped = SkippedSteps()
             self.skipped.version = version
             self.updated[:] = version
@@ -211,7 +251,7 @@ class Matrix:
 
     @property
     def _maps_slot(self) -> bool:
-        return self.spec.rule == "momentum" and self.slot is not None
+        return self.spec.rule == "momentum" and self.spec.has_slot
 
     def _missed(self, updated):
         """What rows updated at steps ``updated`` [n] have missed; None if nothing."""
@@ -242,11 +282,12 @@ class Matrix:
     def _reader(self, rows):
         """Function of (slice, out [n, D]) that reads the present weights of that many of ``rows``."""
         missed = self._missed(self.updated[rows])
-        if self.slot is None:
+        take = self._taker(rows)
+        if not self.spec.has_slot:
             factors = None if missed is None else missed.of_rows(missed.maps[:, 1, 1, None])
 
             def read(piece, out):
-                _take(self.values[:, 0], rows[piece], out)
+                take(piece, out[:, None])
                 if factors is not None:
                     out *= factors[piece]
 
@@ -261,16 +302,41 @@ class Matrix:
             for start in range(piece.start, piece.stop, len(before)):
                 some = slice(start, min(start + len(before), piece.stop))
                 given = before[: some.stop - start]
-                _take(self.values, rows[some], given)
+                take(some, given)
                 new = out[start - piece.start : some.stop - piece.start, None]
                 np.matmul(factors[some], given, out=new)
 
         return mapped
 
+    def _taker(self, rows):
+        """Function of (slice, out [n, k, D]) that copies the values of that many of ``rows``, written or not."""
+        unwritten = self._unwritten
+        if unwritten is None or unwritten.writing.done():
+            values = self.values
+            return lambda piece, out: _take(values, rows[piece], out)
+        values, places = self._values, unwritten.places(rows)
+
+        def take(piece, out):
+            _take(values, rows[piece], out)
+            # What was read of these may be half of the old and half of the new.
+            changed = np.flatnonzero(places[piece] >= 0)
+            out[changed] = unwritten.values[places[piece][changed]]
+
+        return take
+
     def _update(self, rows, gradients, learning_rate):
         """One step of ``rows``, by several threads."""
         make = self._adagrad_updater if self.spec.rule == "adagrad" else self._linear_updater
-        updater = make(rows, gradients, learning_rate)
+        values = self.values
+        written = np.empty((len(rows), *values.shape[1:]), np.float32) if self.write_behind else None
+
+        def put(piece, new):
+            if written is None:
+                values[rows[piece]] = new
+            else:
+                written[piece] = new
+
+        updater = make(rows, gradients, learning_rate, put)
         parts = list(pieces(len(rows), self.spec.columns))
         workers = _WORKERS if len(parts) >= 2 * _WORKERS else 1
 
@@ -283,9 +349,11 @@ class Matrix:
             work(0)
         else:
             list(_pool.map(work, range(workers)))
+        if written is not None and len(rows):
+            self._unwritten = Unwritten(rows, written, _pool.submit(values.__setitem__, rows, written))
 
-    def _linear_updater(self, rows, gradients, learning_rate):
-        """Function that makes, for each thread, a function of a slice that updates that many of ``rows``.
+    def _linear_updater(self, rows, gradients, learning_rate, put):
+        """Function that makes, for each thread, a function of a slice that updates that many of ``rows`` by ``put``.
 
         What the steps missed and the present one make of slot, weight and gradient is one matrix for each row.
         """
@@ -293,7 +361,8 @@ class Matrix:
         steps = step_map(self.spec, learning_rate)
         steps = steps[None] if missed is None else steps @ missed.maps
         factors = np.concatenate([steps, np.broadcast_to([[1.0], [-learning_rate]], (len(steps), 2, 1))], axis=2)
-        kept = self.values.shape[1]
+        values = self.values
+        kept = values.shape[1]
         factors = factors[:, 2 - kept :, 2 - kept :]
         factors = (missed or Missed(steps, np.zeros(len(rows), np.intp))).of_rows(factors)
 
@@ -304,54 +373,56 @@ class Matrix:
             def update(piece):
                 count = piece.stop - piece.start
                 given, new = before[:count], after[:count]
-                _take(self.values, rows[piece], taken[:count])
+                _take(values, rows[piece], taken[:count])
                 given[:, :kept] = taken[:count]
                 given[:, kept] = gradients[piece]
                 np.matmul(factors[piece], given, out=new)
-                self.values[rows[piece]] = new
+                put(piece, new)
 
             return update
 
         return make
 
-    def _adagrad_updater(self, rows, gradients, learning_rate):
+    def _adagrad_updater(self, rows, gradients, learning_rate, put):
         """As ``_linear_updater``, which tells what it returns."""
         missed = self._missed(self.updated[rows])
         factors = None if missed is None else missed.of_rows(missed.maps[:, 1, 1, None])
         rate = np.float32(learning_rate)
         decay = np.float32(1 - learning_rate * self.spec.weight_decay)
 
+        values = self.values
+
         def update(piece):
             given = gradients[piece]
-            values = np.empty((len(given), *self.values.shape[1:]), np.float32)
-            _take(self.values, rows[piece], values)
-            slot, weights = values[:, 0], values[:, 1]
+            new = np.empty((len(given), *values.shape[1:]), np.float32)
+            _take(values, rows[piece], new)
+            slot, weights = new[:, 0], new[:, 1]
             if factors is not None:
                 weights *= factors[piece]
             weights *= decay
             slot += given * given
             weights -= rate * given / np.sqrt(ADAGRAD_FIRST + slot)
-            self.values[rows[piece]] = values
+            put(piece, new)
 
         return lambda: update
 
     def _buffer(self, rows):
         """Room for slots and weights of a piece of ``rows``."""
-        return np.empty((min(len(rows), piece_rows(self.spec.columns)), *self.values.shape[1:]), np.float32)
+        return np.empty((min(len(rows), piece_rows(self.spec.columns)), *self._values.shape[1:]), np.float32)
 
     def _refresh_some(self):
         """Bring the next few rows up to date; half the remembered steps bring all."""
-        if not self.spec.skipping_changes:
-            return
-        if self.eager:
-            for piece in pieces(self.spec.rows, self.spec.columns):
-                self._refresh(piece.start, piece.stop)
+        if self.eager or not self.spec.skipping_changes:
             return
         count = -(-self.spec.rows // (SPAN // 2))
-        turn = (self.version - 1) % (SPAN // 2)
+        turn = self.version % (SPAN // 2)
         start, stop = turn * count, min((turn + 1) * count, self.spec.rows)
         if start < stop:
             self._refresh(start, stop)
+
+    def _refresh_all(self):
+        for piece in pieces(self.spec.rows, self.spec.columns):
+            self._refresh(piece.start, piece.stop)
 
     def _refresh(self, start, stop):
         weights, slot = self.state(start, stop)

@@ -325,7 +325,7 @@ class Shard:
         return self.folder / f"journal.shard{self.index}of{self.count}"
 
     def _read_snapshot(self, path):
-        matrices, facts = snapshots.load(path, lambda name, spec: Matrix(spec, self.store.allocate))
+        matrices, facts = snapshots.load(path, self.store.new_matrix)
         specs = {name: MatrixSpec.from_json(text) for name, text in json.loads(facts["specs"]).items()}
         if {name: self._share(spec) for name, spec in specs.items()} != {name: m.spec for name, m in matrices.items()}:
             raise StorageError(f"{path}: it is of another shard; name the folder and the shards it was written with")

@@ -52,11 +52,11 @@ def save(path: Path, matrices: dict[str, Matrix], facts: dict[str, str] | None =
         ) from error
 
 
-def load(path: Path, make: Callable[[str, MatrixSpec], Matrix]) -> tuple[dict[str, Matrix], dict[str, str]]:
+def load(path: Path, make: Callable[[MatrixSpec], Matrix]) -> tuple[dict[str, Matrix], dict[str, str]]:
     """Read matrices and facts that ``save`` wrote.
 
     Args:
-      make: function of (name, spec) to the matrix to fill; called once the whole file has been checked.
+      make: function of a spec to the matrix to fill; called once the whole file has been checked.
 
     Raises:
       StorageError: the file is damaged, is no snapshot, or keeps data elsewhere.
@@ -66,7 +66,7 @@ def load(path: Path, make: Callable[[str, MatrixSpec], Matrix]) -> tuple[dict[st
             if file.attrs.get("format") != FORMAT:
                 raise ValueError("it is no snapshot of class centres")
             specs = {name: _check(file, name) for name in file}
-            matrices = {name: make(name, spec) for name, spec in specs.items()}
+            matrices = {name: make(spec) for name, spec in specs.items()}
             for name, matrix in matrices.items():
                 _read(file[name], matrix)
             facts = {key: str(value) for key, value in file.attrs.items() if key != "format"}

@@ -23,7 +23,7 @@ def memory_store(*, eager: bool = False) -> "Store":
 
 
 def mapped_store(folder: Path, *, eager: bool = False) -> "Store":
-    """A store in files of ``folder`` that are mapped into memory: more classes than RAM.
+    """A store in files of ``folder`` that are mapped into memory: more classes than RAM, which has 8 bytes of each.
 
     The files have no name, so a process that is killed leaves nothing behind; what shall last goes into snapshots.
     """
@@ -50,7 +50,7 @@ def mapped_store(folder: Path, *, eager: bool = False) -> "Store":
         mapped.madvise(mmap.MADV_RANDOM)
         return np.frombuffer(mapped, dtype).reshape(shape)
 
-    return Store(allocate, eager=eager)
+    return Store(allocate, eager=eager, write_behind=True)
 
 
 class Store:
@@ -59,11 +59,12 @@ class Store:
     Args:
       allocate: function of (shape, dtype) to a zero array.
       eager: see `Matrix`: what is read and assigned goes on with the same bits.
+      write_behind: see `Matrix`: a thread writes what a step has made of its rows.
     """
 
-    def __init__(self, allocate: Callable = np.zeros, *, eager: bool = False):
+    def __init__(self, allocate: Callable = np.zeros, *, eager: bool = False, write_behind: bool = False):
         self.matrices: dict[str, Matrix] = {}
-        self.allocate, self.eager = allocate, eager
+        self.allocate, self.eager, self.write_behind = allocate, eager, write_behind
         self._lock = threading.Lock()
 
     def create(self, name: str, spec: MatrixSpec) -> None:
@@ -76,7 +77,7 @@ class Store:
         with self._lock:
             present = self.matrices.get(name)
             if present is None:
-                self.matrices[name] = self._matrix(name, spec)
+                self.matrices[name] = self.new_matrix(spec)
             elif present.spec != spec:
                 raise ValueError(f"matrix {name} is there already, as {present.spec}, not {spec}")
 
@@ -135,7 +136,8 @@ class Store:
 
     def load(self, path: Path) -> None:
         """Take over a snapshot: the matrices become those of the file; on an error they stay as they were."""
-        self.matrices = snapshots.load(Path(path), self._matrix)[0]
+        self.matrices = snapshots.load(Path(path), self.new_matrix)[0]
 
-    def _matrix(self, name, spec):
-        return Matrix(spec, self.allocate, eager=self.eager)
+    def new_matrix(self, spec: MatrixSpec) -> Matrix:
+        """One that is not among the store's yet."""
+        return Matrix(spec, self.allocate, eager=self.eager, write_behind=self.write_behind)

@@ -77,26 +77,20 @@ class InvertedFile:
         ends = np.cumsum(sizes.ravel())
         starts = ends - sizes.ravel()
         scores = np.empty(ends[-1], np.float32)
-        by_part = np.argsort(probed.ravel(), kind="stable")
-        part_in_order = probed.ravel()[by_part]
-        borders = np.flatnonzero(np.diff(part_in_order, prepend=-1, append=-1))
-        distinct = part_in_order[borders[:-1]]
-        query_in_order, start_in_order = by_part // probes, starts[by_part].tolist()
-        for first, last, low, high in zip(
-            *(
-                array.tolist()
-                for array in (borders[:-1], borders[1:], self.bounds[distinct], self.bounds[distinct + 1])
-            ),
+        # Part after part, so that queries that share one find it in the cache. A product for each pair costs less than
+        # gathering the queries of a part, which are few.
+        pairs = np.argsort(probed, axis=None, kind="stable")
+        parts, vectors = probed.ravel()[pairs], list(queries)
+        for low, high, start, query in zip(
+            *(array.tolist() for array in (self.bounds[parts], self.bounds[parts + 1], starts[pairs], pairs // probes)),
             strict=True,
         ):
-            found = queries[query_in_order[first:last]] @ self.points[low:high].T
-            for start, own in zip(start_in_order[first:last], found, strict=True):
-                scores[start : start + high - low] = own
+            self.points[low:high].dot(vectors[query], scores[start : start + high - low])
         lists = np.concatenate([[0], ends[probes - 1 :: probes]])
         places, best = best_of_lists(np.arange(len(scores)), scores, lists, k)
         # Numbers of the few that are taken only.
-        pairs = np.minimum(np.searchsorted(ends, places, side="right"), len(ends) - 1)
-        rows = self.rows[np.where(places < 0, 0, self.bounds[probed.ravel()[pairs]] + places - starts[pairs])]
+        taken = np.minimum(np.searchsorted(ends, places, side="right"), len(ends) - 1)
+        rows = self.rows[np.where(places < 0, 0, self.bounds[probed.ravel()[taken]] + places - starts[taken])]
         return np.where(places < 0, -1, rows), best
 
     def _nearest_parts(self, queries, k):
