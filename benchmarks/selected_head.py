@@ -53,15 +53,11 @@ class Measured:
             index = ivf.build(snapshot(store, NAME, normalised=True), iterations=1)
             self.build_seconds = time.perf_counter() - started
         self.head = SelectedHead(towers, store, NAME, form=LogitForm(), settings=Settings(num_selected, 8, 1))
-        self.head.selector.index, select = index, self.head.selector.select
-
-        def timed_select(*arguments, **named):
-            started = time.perf_counter()
-            found = select(*arguments, **named)
-            self.search_seconds.append(time.perf_counter() - started)
-            return found
-
-        self.head.selector.select = timed_select
+        self.head.selector.index = index
+        self.seconds = {"step": [], "search": [], "pull": [], "push": []}
+        self.step = self.timed("step", self.step)
+        self.head.selector.select = self.timed("search", self.head.selector.select)
+        store.pull, store.push = self.timed("pull", store.pull), self.timed("push", store.push)
         with towers.scope():
             # A network of one small layer, a hundredth of the head's work.
             network = keras.Sequential([keras.Input((D,)), keras.layers.Dense(D, use_bias=False)])
@@ -84,22 +80,32 @@ class Measured:
                 head=self.head,
             )
         )
-        self.num_classes, self.seconds, self.search_seconds = num_classes, [], []
+        self.num_classes = num_classes
+
+    def timed(self, part: str, function):
+        def timed_function(*arguments, **named):
+            started = time.perf_counter()
+            found = function(*arguments, **named)
+            # Before the search the centres of the labels alone are pulled, which are few.
+            if part != "pull" or len(found) > BATCH:
+                self.seconds[part].append(time.perf_counter() - started)
+            return found
+
+        return timed_function
 
     def step(self, number: int) -> None:
         random = np.random.default_rng(number)
         labels = tf.constant(random.integers(0, self.num_classes, BATCH))
         batch = {"image": tf.constant(random.standard_normal((BATCH, D), np.float32)), "label": labels}
-        started = time.perf_counter()
         self.train_step(batch, tf.constant(number, tf.int64), tf.constant(0.1, tf.float64))
         self.head.settle()
-        self.seconds.append(time.perf_counter() - started)
 
     def turn(self, first: int, steps: int) -> None:
         """Measured steps, after one that is not. What they leave to be written is not the next one's to wait for."""
         for number in range(first, first + steps + 1):
             self.step(number)
-        del self.seconds[-steps - 1], self.search_seconds[-steps - 1]
+        for seconds in self.seconds.values():
+            del seconds[-steps - 1]
         self.head.store.matrix(NAME).settle()
 
 
@@ -126,13 +132,15 @@ def main() -> None:
             for one in measured.values():
                 one.turn(number * (arguments.steps + 1), arguments.steps)
     print(f"{arguments.selected:,} selected, {BATCH} examples x {D}, {os.cpu_count()} cores")
-    print(f"{'classes':>22} {'ms a step':>10} {'of it search':>13} {'x first':>8} {'index built, s':>15}")
+    parts = ("step", "search", "pull", "push")
+    print(f"{'classes':>22}", *(f"{part + ', ms':>10}" for part in parts), f"{'x first':>8} {'index built, s':>15}")
     medians = {}
     for name, one in measured.items():
-        whole, search = (statistics.median(times[arguments.steps :]) for times in (one.seconds, one.search_seconds))
-        medians[name] = whole
-        growth = whole / next(iter(medians.values()))
-        print(f"{name:>22} {1000 * whole:10.1f} {1000 * search:13.1f} {growth:8.2f} {one.build_seconds:15.1f}")
+        times = {part: statistics.median(one.seconds[part][arguments.steps :]) for part in parts}
+        medians[name] = times["step"]
+        growth = medians[name] / next(iter(medians.values()))
+        print(f"{name:>22}", *(f"{1000 * times[part]:10.1f}" for part in parts), end=" ")
+        print(f"{growth:8.2f} {one.build_seconds:15.1f}")
     first, last = f"{arguments.classes[0]:,}", f"{arguments.classes[-1]:,}"
     result = {"name": f"head step of {last} classes against {first}", "value": medians[last], "unit": "s/step"}
     more = {"reference": medians[first], "ratio": medians[last] / medians[first], "target": TARGET}

@@ -389,7 +389,7 @@ def test_rows_that_are_still_being_written_are_seen(rule, monkeypatch):
     """Every read comes before a row of the step before it is in its place; in pieces, repeated, in any order."""
     spec = MatrixSpec(rows=120, columns=7, **rule)
     memory, behind = Matrix(spec), Matrix(spec, write_behind=True)
-    monkeypatch.setattr(matrix_module._pool, "submit", Held)
+    monkeypatch.setattr(matrix_module._writers, "submit", Held)
     monkeypatch.setattr(matrix_module, "PIECE_BYTES", 256)
     random = np.random.default_rng(0)
     for step in range(40):
@@ -418,7 +418,7 @@ def test_rows_that_are_still_being_written_are_seen(rule, monkeypatch):
 def test_a_snapshot_has_rows_that_were_still_being_written(tmp_path, monkeypatch):
     spec = MatrixSpec(rows=40, columns=3, weight_decay=0.01)
     memory, mapped = memory_store(), mapped_store(tmp_path / "mapped")
-    monkeypatch.setattr(matrix_module._pool, "submit", Held)
+    monkeypatch.setattr(matrix_module._writers, "submit", Held)
     for store in (memory, mapped):
         store.create("w", spec)
         store.push("w", np.arange(5, 25), np.ones((20, 3), np.float32), 0.1)
@@ -439,7 +439,7 @@ def test_rows_that_could_not_be_written_are_told(monkeypatch):
         future.set_exception(OSError("no such page"))
         return future
 
-    monkeypatch.setattr(matrix_module._pool, "submit", failed)
+    monkeypatch.setattr(matrix_module._writers, "submit", failed)
     matrix.push(np.array([4]), np.ones((1, 3), np.float32), 0.1)
     for _ in range(2):
         with pytest.raises(OSError, match="no such page"):

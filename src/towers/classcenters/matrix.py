@@ -19,6 +19,8 @@ ADAGRAD_FIRST = np.float32(0.1)
 # More than a few wait for each other: NumPy holds Python's lock between two calls.
 _WORKERS = min(4, os.cpu_count() or 1)
 _pool = futures.ThreadPoolExecutor(_WORKERS, thread_name_prefix="rows")
+# Threads of their own: no update shall wait for what is written behind another matrix's.
+_writers = futures.ThreadPoolExecutor(_WORKERS, thread_name_prefix="rows behind")
 
 
 class Missed(NamedTuple):
@@ -350,7 +352,7 @@ class Matrix:
         else:
             list(_pool.map(work, range(workers)))
         if written is not None and len(rows):
-            self._unwritten = Unwritten(rows, written, _pool.submit(values.__setitem__, rows, written))
+            self._unwritten = Unwritten(rows, written, _writers.submit(values.__setitem__, rows, written))
 
     def _linear_updater(self, rows, gradients, learning_rate, put):
         """Function that makes, for each thread, a function of a slice that updates that many of ``rows`` by ``put``.
