@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from classcenters.test_indexes import clustered, near
 
-from towers.classcenters import indexes
+from towers.classcenters import indexes, selection
 from towers.classcenters.following import Following, snapshot
 from towers.classcenters.indexes.ranking import unit
 from towers.classcenters.selection import Measured, Selector, Settings, measure, steer
@@ -244,3 +244,19 @@ def test_a_failed_rebuild_is_told(store):
     following._thread.join()
     with pytest.raises(MemoryError, match="no room"):
         following.at_step(1)
+
+
+@pytest.mark.parametrize("num_rows", [30, 4_000_000_000])
+def test_the_best_rows_outside_are_those_of_a_dictionary(num_rows):
+    """Rows found by several queries, missing ones, scores of both signs, zeros of both signs, equal ones."""
+    random = np.random.default_rng(num_rows)
+    rows = random.integers(-1, num_rows, (9, 40))
+    scores = random.choice(np.array([-np.inf, -2.5, -1e-30, -0.0, 0.0, 1e-38, 0.5, 3.0], np.float32), (9, 40))
+    rows[0, :5] = rows[1, :5]
+    own = np.unique(np.maximum(rows[2, :3], 0))
+    best = {}
+    for row, score in zip(rows.ravel().tolist(), (scores + np.float32(0)).ravel().tolist(), strict=True):
+        if row >= 0 and row not in own:
+            best[row] = max(score, best.get(row, score))
+    found = selection._best_outside(rows, scores + np.float32(0), own)
+    assert found.tolist() == sorted(best, key=lambda row: (-best[row], row))

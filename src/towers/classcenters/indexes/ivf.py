@@ -11,7 +11,8 @@ import numpy as np
 from .ranking import best_of_lists
 
 _PIECE = 8192
-_QUERIES = 128
+# As many as have their parts in a core's cache.
+_QUERIES = 16
 _GROUP = 32
 _POINTS_PER_PART = 40
 _SAMPLES_PER_CELL = 32
