@@ -125,8 +125,13 @@ def main() -> None:
         index = measured[f"{count:,}"].head.selector.index
         mapped = f"{count:,}, mapped file"
         measured[mapped] = Measured(towers, mapped_store(Path(folder)), count, arguments.selected, index)
-        # What making the file has left unsaved is not a step's.
+        # What making the file has left unsaved is not a step's, nor is the first touch of what has lain idle while the
+        # indexes were built: a virtual machine's host may have to map it again, page by page, at 3 us each. In training
+        # the snapshot of each rebuild touches all.
         os.sync()
+        for one in measured.values():
+            one.head.store.matrix(NAME).values.sum()
+            one.head.selector.index.points.sum()
         # The first turn traces the graph.
         for number in range(arguments.turns + 1):
             for one in measured.values():
