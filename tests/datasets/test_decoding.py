@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import simplejpeg
 from datasets.pictures import BROKEN, CMYK_JPEG, decoded, face, jpeg, png, png_bomb, with_orientation
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from towers.datasets import decoding
@@ -250,6 +250,8 @@ SUBSAMPLINGS = [getattr(cv2, f"IMWRITE_JPEG_SAMPLING_FACTOR_{name}") for name in
     grey=st.booleans(),
     damage=st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 255)), max_size=3),
 )
+# A Huffman table that OpenCV refuses, in a scan that begins with the second coefficient.
+@example(height=22, width=29, quality=46, subsampling=SUBSAMPLINGS[0], grey=False, damage=[(198, 16), (620, 1)])
 def test_plain_jpegs_have_the_pixels_of_opencv_also_where_they_are_damaged(
     height, width, quality, subsampling, grey, damage
 ):
@@ -269,6 +271,23 @@ def test_plain_jpegs_have_the_pixels_of_opencv_also_where_they_are_damaged(
             decode(bytes(encoded), header)
     else:
         assert np.array_equal(decode(bytes(encoded), header), expected)
+
+
+@pytest.mark.parametrize("grey", [False, True])
+@pytest.mark.parametrize("common", [False, True])
+def test_a_jpeg_whose_scan_is_not_of_all_coefficients_is_not_plain(common, grey):
+    picture = face(1, 16, 16)
+    encoded = jpeg(picture[..., 0] if grey else picture)
+    if not common:
+        encoded = encoded[:2] + b"\xff\xfe\0\x05abc" + encoded[2:]
+    scan = encoded.index(b"\xff\xda")
+    place = scan + 2 + encoded[scan + 3] - 3
+    assert encoded[place : place + 3] == b"\0\x3f\0"
+    assert read_header(encoded).is_plain_jpeg
+    for which, value in ((0, 1), (1, 62), (2, 1)):
+        damaged = bytearray(encoded)
+        damaged[place + which] = value
+        assert read_header(bytes(damaged)) == Header(16, 16, is_jpeg=True, is_plain_jpeg=False)
 
 
 def test_a_plain_jpeg_is_decoded_where_it_shall_lie():

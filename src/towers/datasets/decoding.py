@@ -28,12 +28,15 @@ _EXIF_OR_SCAN = frozenset([_EXIF_SEGMENT, _START_OF_SCAN])
 # Degrees clockwise that a decoder turns the stored pixels by -> what EXIF calls that.
 _ORIENTATIONS = {90: 6, 180: 3, 270: 8}
 _FRAME = struct.Struct(">BHHB")
+# First and last coefficient of a scan and the bits of them: all, as every baseline scan has them.
+_ALL_COEFFICIENTS = b"\0\x3f\0"
 # The header that libjpeg writes unless asked for more, up to the scan: JFIF, one or two quantization tables, a baseline
-# frame of one or three components of 8 bits, the standard Huffman tables. Groups: height, width.
+# frame of one or three components of 8 bits, the standard Huffman tables, a scan of all coefficients. Groups: height,
+# width.
 _COMMON_JPEG = re.compile(
     rb"\xff\xd8\xff\xe0\0\x10JFIF\0.{9}(?:\xff\xdb\0\x43.{65}){1,2}"
     rb"\xff\xc0\0(?:\x0b\x08(?=....\x01)|\x11\x08(?=....\x03))(..)(..)(?:.{4}|.{10})"
-    rb"(?:\xff\xc4\0(?:\x1f.{29}|\xb5.{179})){2,4}\xff\xda",
+    rb"(?:\xff\xc4\0(?:\x1f.{29}|\xb5.{179})){2,4}\xff\xda\0(?:\x08\x01..|\x0c\x03.{6})\0\x3f\0",
     re.DOTALL,
 )
 
@@ -45,7 +48,8 @@ class BadPicture(ValueError):
 class Header(NamedTuple):
     """Size in pixels as stored, before an EXIF turn, and what the encoding is.
 
-    A plain JPEG is whole, baseline, of one or three components of 8 bits, without EXIF: all decoders read it alike.
+    A plain JPEG is whole, baseline, of one or three components of 8 bits, with scans of all coefficients, without EXIF:
+    all decoders read it alike.
     """
 
     height: int
@@ -236,7 +240,18 @@ def _jpeg_header(encoded: bytes) -> Header:
     baseline = marker == _BASELINE and precision == 8 and components in (1, 3)
     if not baseline and encoded.count(b"\xff\xda", place) > MAX_JPEG_SCANS:
         raise BadPicture(f"JPEG of more than {MAX_JPEG_SCANS} scans")
-    return Header(height, width, is_jpeg=True, is_plain_jpeg=baseline and whole and not has_exif(encoded))
+    plain = baseline and whole and _scans_all(encoded, place) and not has_exif(encoded)
+    return Header(height, width, is_jpeg=True, is_plain_jpeg=plain)
+
+
+def _scans_all(encoded: bytes, place: int) -> bool:
+    """Whether the next scan from `place` on is of all coefficients. Of others decoders refuse different ones."""
+    try:
+        place = _find_segment(encoded, place, frozenset([_START_OF_SCAN]))
+        end = place + 2 + (encoded[place + 2] << 8 | encoded[place + 3])
+    except (IndexError, BadPicture):
+        return False
+    return encoded[end - len(_ALL_COEFFICIENTS) : end] == _ALL_COEFFICIENTS
 
 
 @functools.lru_cache(maxsize=16)
