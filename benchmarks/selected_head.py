@@ -117,6 +117,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=6, help="measured ones of a turn")
     parser.add_argument("--folder", type=Path, help="of the mapped file (default: a temporary one)")
     arguments = parser.parse_args()
+    if arguments.selected <= BATCH:
+        parser.error(f"--selected {arguments.selected}: give more than the {BATCH} examples of a step")
     towers = run.set_up(towers=1, precision="float32", seed=1)
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
         measured = {}

@@ -130,9 +130,10 @@ class Matrix:
 
     def settle(self) -> None:
         """Wait until all values are in their places. Raises what writing them failed with."""
-        if self._unwritten is not None:
-            self._unwritten.writing.result()
-            self._unwritten = None
+        with self.lock:
+            if self._unwritten is not None:
+                self._unwritten.writing.result()
+                self._unwritten = None
 
     @property
     def values(self) -> np.ndarray:
