@@ -5,8 +5,8 @@
 
 A step of 128 examples searches their classes in an inverted file that was built before, pulls their rows, makes forward
 and backward pass of the head, and pushes the gradients, one after the other: nothing hides behind a network, as it does
-in training. The sizes take turns of a few steps, and medians are compared; the first step of a turn, which meets cold
-caches and no write of the step before, does not count.
+in training. The stores have made some hundred steps before. The sizes take turns of a few steps, and medians are
+compared; the first step of a turn, which meets cold caches and no write of the step before, does not count.
 """
 
 import argparse
@@ -100,6 +100,17 @@ class Measured:
         self.train_step(batch, tf.constant(number, tf.int64), tf.constant(0.1, tf.float64))
         self.head.settle()
 
+    def age(self, steps: int, rows: int) -> None:
+        """Steps of the store alone, of rows drawn at random, so that it is as it is in the middle of a training.
+
+        Rows have then missed different numbers of steps, and most pages of a file have been changed and saved.
+        """
+        random = np.random.default_rng(1)
+        nothing = np.zeros((rows, D), np.float32)
+        for _ in range(steps):
+            chosen = np.sort(random.choice(self.num_classes, rows, replace=False, shuffle=False))
+            self.head.store.matrix(NAME).push(chosen, nothing, 0.1)
+
     def turn(self, first: int, steps: int) -> None:
         """Measured steps, after one that is not. What they leave to be written is not the next one's to wait for."""
         for number in range(first, first + steps + 1):
@@ -115,6 +126,7 @@ def main() -> None:
     parser.add_argument("--selected", type=int, default=10_000, help="classes of a step")
     parser.add_argument("--turns", type=int, default=6, help="of each size")
     parser.add_argument("--steps", type=int, default=6, help="measured ones of a turn")
+    parser.add_argument("--before", type=int, default=600, help="steps of the store alone before those")
     parser.add_argument("--folder", type=Path, help="of the mapped file (default: a temporary one)")
     arguments = parser.parse_args()
     if arguments.selected <= BATCH:
@@ -127,13 +139,13 @@ def main() -> None:
         index = measured[f"{count:,}"].head.selector.index
         mapped = f"{count:,}, mapped file"
         measured[mapped] = Measured(towers, mapped_store(Path(folder)), count, arguments.selected, index)
-        # What making the file has left unsaved is not a step's, nor is the first touch of what has lain idle while the
-        # indexes were built: a virtual machine's host may have to map it again, page by page, at 3 us each. In training
-        # the snapshot of each rebuild touches all.
-        os.sync()
+        # What this leaves unsaved is not a step's, nor is the first touch of what has lain idle while the indexes were
+        # built: a virtual machine's host may have to map it again, page by page, at 3 us each. In training the snapshot
+        # of each rebuild touches all.
         for one in measured.values():
-            one.head.store.matrix(NAME).values.sum()
+            one.age(arguments.before, arguments.selected)
             one.head.selector.index.points.sum()
+        os.sync()
         # The first turn traces the graph.
         for number in range(arguments.turns + 1):
             for one in measured.values():
