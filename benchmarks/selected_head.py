@@ -109,6 +109,7 @@ class Measured:
         nothing = np.zeros((rows, D), np.float32)
         for _ in range(steps):
             chosen = np.sort(random.choice(self.num_classes, rows, replace=False, shuffle=False))
+            # Of the matrix, since the store's own push is timed.
             self.head.store.matrix(NAME).push(chosen, nothing, 0.1)
 
     def turn(self, first: int, steps: int) -> None:
