@@ -9,45 +9,43 @@ from typing import NamedTuple
 
 import numpy as np
 
+from . import row_kernels
 from .first_rows import first_rows
 from .skipped_steps import SPAN, SkippedSteps, step_map
 from .spec import MatrixSpec, StepMismatch, checked_learning_rate, checked_rows, checked_values
 
-# Rows are worked on in pieces whose arrays stay in a core's cache.
+# So much stays in a core's cache between two things that are done to it, and is worth a thread of its own.
 PIECE_BYTES = 1 << 19
-ADAGRAD_FIRST = np.float32(0.1)
-# More than a few wait for each other: NumPy holds Python's lock between two calls.
+# Few threads take all that memory gives.
 _WORKERS = min(4, os.cpu_count() or 1)
 _pool = futures.ThreadPoolExecutor(_WORKERS, thread_name_prefix="rows")
 # Threads of their own: no update shall wait for what is written behind another matrix's.
 _writers = futures.ThreadPoolExecutor(_WORKERS, thread_name_prefix="rows behind")
+_UNCHANGED = np.eye(2)[None]
 
 
 class Missed(NamedTuple):
-    """Maps [m, 2, 2] of some spans of steps, and which of them each of n rows has missed."""
+    """Maps float64 [m, 2, 2] of some spans of steps, and which of them each of n rows has missed."""
 
     maps: np.ndarray
     which: np.ndarray
 
-    def of_rows(self, maps: np.ndarray | None = None) -> np.ndarray:
-        """float32 [n, ...]: for each row its map, or what ``maps`` [m, ...] has in its place."""
-        return (self.maps if maps is None else maps).astype(np.float32)[self.which]
-
-
-def piece_rows(columns: int) -> int:
-    """Most rows of a piece."""
-    return max(1, PIECE_BYTES // (4 * columns))
-
 
 def pieces(count: int, columns: int):
     """Slices that cover range(count), each of at most 512 KiB of float32 rows."""
-    size = piece_rows(columns)
+    size = max(1, PIECE_BYTES // (4 * columns))
     return (slice(start, min(start + size, count)) for start in range(0, count, size))
 
 
-def _take(array, rows, out):
-    # In range already, and numpy copies unchecked rows without a buffer.
-    np.take(array, rows, axis=0, out=out, mode="clip")
+def _in_threads(count, columns, work):
+    """``work(slice)`` of slices that cover range(count), at once where there is enough for several threads."""
+    workers = max(1, min(_WORKERS, count * columns * 4 // PIECE_BYTES))
+    borders = [count * k // workers for k in range(workers + 1)]
+    parts = [slice(start, stop) for start, stop in zip(borders, borders[1:], strict=False)]
+    if workers == 1:
+        work(parts[0])
+    else:
+        list(_pool.map(work, parts))
 
 
 class Unwritten(NamedTuple):
@@ -166,8 +164,7 @@ class Matrix:
         values = np.empty((len(rows), self.spec.columns), np.float32) if out is None else out
         with self.lock:
             read = self._reader(rows)
-            for piece in pieces(len(rows), self.spec.columns):
-                read(piece, values[piece])
+            _in_threads(len(rows), self.spec.columns, lambda part: read(part, values[part]))
         return values
 
     def reading(self, rows: np.ndarray) -> "Reading":
@@ -216,12 +213,9 @@ class Matrix:
         """Present weights and slot, float32 [stop - start, D] each, of a range of rows; the slot None without one."""
         rows = checked_rows(np.arange(start, stop), self.spec.rows)
         with self.lock:
-            weights = self.weights[start:stop].copy()
-            slot = None if self.slot is None else self.slot[start:stop].copy()
-            missed = self._missed(self.updated[rows])
-            if missed is not None:
-                self._catch_up(missed.of_rows(), weights, slot)
-        return weights, slot
+            values = self.values[start:stop].copy()
+            self._follow(values, self.updated[rows])
+        return values[:, -1], values[:, 0] if self.spec.has_slot else None
 
     def assign(self, start: int, weights: np.ndarray, slot: np.ndarray | None = None) -> None:
         """Overwrite rows from ``start`` on; without a slot theirs begins anew. ValueError comes before any change."""
@@ -252,17 +246,11 @@ class Matrix:
         for reading in list(self._readings):
             reading.finish()
 
-    @property
-    def _maps_slot(self) -> bool:
-        return self.spec.rule == "momentum" and self.spec.has_slot
-
     def _missed(self, updated):
-        """What rows updated at steps ``updated`` [n] have missed; None if nothing."""
-        if not self.spec.skipping_changes or not len(updated):
-            return None
-        oldest = updated.min()
-        if oldest == self.version:
-            return None
+        """What rows updated at steps ``updated`` [n] have missed."""
+        oldest = updated.min(initial=self.version)
+        if oldest == self.version or not self.spec.skipping_changes:
+            return Missed(_UNCHANGED, np.zeros(len(updated), np.intp))
         # Few steps are distinct, and all are within the last SPAN: a table is faster than sorting.
         place = np.zeros(self.version - oldest + 1, np.intp)
         place[updated - oldest] = 1
@@ -270,148 +258,78 @@ class Matrix:
         place[distinct] = np.arange(len(distinct))
         return Missed(self.skipped.since(distinct + oldest), place[updated - oldest])
 
-    def _catch_up(self, maps, weights, slot):
-        """Apply maps [n, 2, 2] to weights [n, D], and to the slot where they change it, in place."""
-        if not self._maps_slot:
-            weights *= maps[:, 1, 1, None]
-            return
-        next_slot = maps[:, 0, 0, None] * slot
-        if self.spec.weight_decay:
-            next_slot += maps[:, 0, 1, None] * weights
-        weights *= maps[:, 1, 1, None]
-        weights += maps[:, 1, 0, None] * slot
-        slot[...] = next_slot
+    def _follow(self, values, updated):
+        """Bring values [n, k, D] of rows updated at steps ``updated`` [n] up to date, in place."""
+        missed = self._missed(updated)
+        if missed.maps is not _UNCHANGED:
+            kept = values.shape[1]
+            maps = np.ascontiguousarray(missed.maps[:, 2 - kept :, 2 - kept :], np.float32)
+            row_kernels.follow(values, maps, missed.which)
 
     def _reader(self, rows):
         """Function of (slice, out [n, D]) that reads the present weights of that many of ``rows``."""
         missed = self._missed(self.updated[rows])
-        take = self._taker(rows)
-        if not self.spec.has_slot:
-            factors = None if missed is None else missed.of_rows(missed.maps[:, 1, 1, None])
-
-            def read(piece, out):
-                take(piece, out[:, None])
-                if factors is not None:
-                    out *= factors[piece]
-
-            return read
-        # Without a map of its own the slot counts nothing.
-        maps = np.array([[[0.0, 1.0]]]) if missed is None else missed.maps[:, 1:]
-        factors = (missed or Missed(maps, np.zeros(len(rows), np.intp))).of_rows(maps)
-        before = self._buffer(rows)
-
-        def mapped(piece, out):
-            # A block of a message is larger than a piece.
-            for start in range(piece.start, piece.stop, len(before)):
-                some = slice(start, min(start + len(before), piece.stop))
-                given = before[: some.stop - start]
-                take(some, given)
-                new = out[start - piece.start : some.stop - piece.start, None]
-                np.matmul(factors[some], given, out=new)
-
-        return mapped
-
-    def _taker(self, rows):
-        """Function of (slice, out [n, k, D]) that copies the values of that many of ``rows``, written or not."""
         unwritten = self._unwritten
         if unwritten is None or unwritten.writing.done():
-            values = self.values
-            return lambda piece, out: _take(values, rows[piece], out)
-        values, places = self._values, unwritten.places(rows)
+            values = newer = self.values
+            places = np.full(len(rows), -1)
+        else:
+            # What was read of these in their own places may be half of the old and half of the new.
+            values, newer, places = self._values, unwritten.values, unwritten.places(rows)
+        maps = np.ascontiguousarray(missed.maps[:, 1, 2 - values.shape[1] :], np.float32)
 
-        def take(piece, out):
-            _take(values, rows[piece], out)
-            # What was read of these may be half of the old and half of the new.
-            changed = np.flatnonzero(places[piece] >= 0)
-            out[changed] = unwritten.values[places[piece][changed]]
+        def read(piece, out):
+            row_kernels.read(values, rows[piece], newer, places[piece], maps, missed.which[piece], out)
 
-        return take
+        return read
 
     def _update(self, rows, gradients, learning_rate):
         """One step of ``rows``, by several threads."""
-        make = self._adagrad_updater if self.spec.rule == "adagrad" else self._linear_updater
+        step = (self._adagrad_step if self.spec.rule == "adagrad" else self._linear_step)(rows, learning_rate)
         values = self.values
-        written = np.empty((len(rows), *values.shape[1:]), np.float32) if self.write_behind else None
+        if not self.write_behind:
+            _in_threads(len(rows), self.spec.columns, lambda part: step(values, rows[part], gradients, part))
+            return
+        written = np.empty((len(rows), *values.shape[1:]), np.float32)
+        places = np.arange(len(rows))
 
-        def put(piece, new):
-            if written is None:
-                values[rows[piece]] = new
-            else:
-                written[piece] = new
+        def work(part):
+            for piece in pieces(part.stop - part.start, self.spec.columns):
+                some = slice(part.start + piece.start, part.start + piece.stop)
+                # In range already, and numpy copies unchecked rows without a buffer.
+                np.take(values, rows[some], axis=0, out=written[some], mode="clip")
+                step(written, places[some], gradients, some)
 
-        updater = make(rows, gradients, learning_rate, put)
-        parts = list(pieces(len(rows), self.spec.columns))
-        workers = _WORKERS if len(parts) >= 2 * _WORKERS else 1
-
-        def work(number):
-            update = updater()
-            for piece in parts[number::workers]:
-                update(piece)
-
-        if workers == 1:
-            work(0)
-        else:
-            list(_pool.map(work, range(workers)))
-        if written is not None and len(rows):
+        _in_threads(len(rows), self.spec.columns, work)
+        if len(rows):
             self._unwritten = Unwritten(rows, written, _writers.submit(values.__setitem__, rows, written))
 
-    def _linear_updater(self, rows, gradients, learning_rate, put):
-        """Function that makes, for each thread, a function of a slice that updates that many of ``rows`` by ``put``.
+    def _linear_step(self, rows, learning_rate):
+        """Function of (values [n, k, D], places [m], gradients [S, D], slice) that updates those places by that slice.
 
         What the steps missed and the present one make of slot, weight and gradient is one matrix for each row.
         """
         missed = self._missed(self.updated[rows])
-        steps = step_map(self.spec, learning_rate)
-        steps = steps[None] if missed is None else steps @ missed.maps
-        factors = np.concatenate([steps, np.broadcast_to([[1.0], [-learning_rate]], (len(steps), 2, 1))], axis=2)
-        values = self.values
-        kept = values.shape[1]
-        factors = factors[:, 2 - kept :, 2 - kept :]
-        factors = (missed or Missed(steps, np.zeros(len(rows), np.intp))).of_rows(factors)
+        steps = step_map(self.spec, learning_rate) @ missed.maps
+        maps = np.concatenate([steps, np.broadcast_to([[1.0], [-learning_rate]], (len(steps), 2, 1))], axis=2)
+        kept = self._values.shape[1]
+        maps = np.ascontiguousarray(maps[:, 2 - kept :, 2 - kept :], np.float32)
 
-        def make():
-            taken, after = self._buffer(rows), self._buffer(rows)
-            before = np.empty((len(taken), kept + 1, self.spec.columns), np.float32)
+        def step(values, places, gradients, part):
+            row_kernels.step_linear(values, places, maps, missed.which[part], gradients[part])
 
-            def update(piece):
-                count = piece.stop - piece.start
-                given, new = before[:count], after[:count]
-                _take(values, rows[piece], taken[:count])
-                given[:, :kept] = taken[:count]
-                given[:, kept] = gradients[piece]
-                np.matmul(factors[piece], given, out=new)
-                put(piece, new)
+        return step
 
-            return update
-
-        return make
-
-    def _adagrad_updater(self, rows, gradients, learning_rate, put):
-        """As ``_linear_updater``, which tells what it returns."""
+    def _adagrad_step(self, rows, learning_rate):
+        """As ``_linear_step``, which tells what it returns."""
         missed = self._missed(self.updated[rows])
-        factors = None if missed is None else missed.of_rows(missed.maps[:, 1, 1, None])
-        rate = np.float32(learning_rate)
-        decay = np.float32(1 - learning_rate * self.spec.weight_decay)
+        maps = missed.maps.astype(np.float32)
+        rate, decay = np.float32(learning_rate), np.float32(1 - learning_rate * self.spec.weight_decay)
 
-        values = self.values
+        def step(values, places, gradients, part):
+            row_kernels.step_adagrad(values, places, maps, missed.which[part], gradients[part], rate, decay)
 
-        def update(piece):
-            given = gradients[piece]
-            new = np.empty((len(given), *values.shape[1:]), np.float32)
-            _take(values, rows[piece], new)
-            slot, weights = new[:, 0], new[:, 1]
-            if factors is not None:
-                weights *= factors[piece]
-            weights *= decay
-            slot += given * given
-            weights -= rate * given / np.sqrt(ADAGRAD_FIRST + slot)
-            put(piece, new)
-
-        return lambda: update
-
-    def _buffer(self, rows):
-        """Room for slots and weights of a piece of ``rows``."""
-        return np.empty((min(len(rows), piece_rows(self.spec.columns)), *self._values.shape[1:]), np.float32)
+        return step
 
     def _refresh_some(self):
         """Bring the next few rows up to date; half the remembered steps bring all."""
@@ -428,8 +346,5 @@ class Matrix:
             self._refresh(piece.start, piece.stop)
 
     def _refresh(self, start, stop):
-        weights, slot = self.state(start, stop)
-        self.weights[start:stop] = weights
-        if slot is not None:
-            self.slot[start:stop] = slot
+        self._follow(self.values[start:stop], self.updated[start:stop])
         self.updated[start:stop] = self.version

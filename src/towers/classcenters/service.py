@@ -98,9 +98,10 @@ class Service:
             some_rows, some_values = decoded_block(block, spec.columns)
             if filled + len(some_rows) > header.rows:
                 raise ValueError(f"more rows than the {header.rows} announced")
-            rows[filled : filled + len(some_rows)] = some_rows
+            place = slice(filled, filled + len(some_rows))
+            rows[place], values[place] = some_rows, some_values
             # Here, while the block is in the processor's cache and others are on their way.
-            values[filled : filled + len(some_rows)] = checked_values(some_values, some_values.shape)
+            checked_values(values[place], some_values.shape)
             filled += len(some_rows)
         if filled != header.rows:
             raise ValueError(f"{filled} rows instead of the {header.rows} announced")

@@ -105,11 +105,11 @@ def checked_name(name: str) -> str:
 
 
 def checked_rows(rows: np.ndarray, num_rows: int, *, increasing: bool = False) -> np.ndarray:
-    """``rows`` as int64 [S], every one in [0, num_rows), strictly increasing if asked; else ValueError."""
+    """``rows`` as contiguous int64 [S], every one in [0, num_rows), strictly increasing if asked; else ValueError."""
     rows = np.asarray(rows)
     if rows.ndim != 1 or rows.dtype.kind not in "iu":
         raise ValueError(f"rows are {rows.dtype} of shape {rows.shape}, not integers of one dimension")
-    rows = rows.astype(np.int64, copy=False)
+    rows = np.ascontiguousarray(rows, np.int64)
     if rows.size and (rows.min() < 0 or rows.max() >= num_rows):
         wrong = rows[(rows < 0) | (rows >= num_rows)][0]
         raise ValueError(f"row {wrong} is not in [0, {num_rows})")
@@ -119,12 +119,12 @@ def checked_rows(rows: np.ndarray, num_rows: int, *, increasing: bool = False) -
 
 
 def checked_values(values: np.ndarray, shape: tuple[int, ...], *, finite: bool = True) -> np.ndarray:
-    """``values`` as float32 of ``shape``, all finite unless that is checked elsewhere; else ValueError."""
+    """``values`` as contiguous float32 of ``shape``, all finite unless that is checked elsewhere; else ValueError."""
     values = np.asarray(values)
     if values.shape != shape or values.dtype.kind != "f":
         raise ValueError(f"values are {values.dtype} of shape {values.shape}, not floats of shape {shape}")
     with np.errstate(over="ignore"):
-        values = values.astype(np.float32, copy=False)
+        values = np.require(values, np.float32, ("C", "A"))
     # A sum is finite only if every term is, and takes a third of the time of looking at each.
     with np.errstate(over="ignore", invalid="ignore"):
         if finite and not np.isfinite(values.sum()) and not np.isfinite(values).all():
