@@ -6,37 +6,21 @@ Arrays here are C-contiguous: float32 values [C, k, D], k = 2 with the slot befo
 Arithmetic is float32 and every operation is rounded, as NumPy's is: equal bits on every processor.
 """
 
-from collections.abc import Callable
-
 import numba
 import numpy as np
+
+from .compiled import compiled, read_only
 
 ADAGRAD_FIRST = np.float32(0.1)
 
 
 _ROWS, _RATE = numba.int64[::1], numba.float32
 _VALUES, _RESULT = numba.float32[:, :, ::1], numba.float32[:, ::1]
-# Maps of row and of square form, and gradients, are only read, and what is given may be read-only.
-_FACTORS = numba.types.Array(numba.float32, 2, "C", readonly=True)
-_MAPS = numba.types.Array(numba.float32, 3, "C", readonly=True)
-_GRADIENTS = _FACTORS
+_FACTORS = _GRADIENTS = read_only(numba.float32, 2)
+_MAPS = read_only(numba.float32, 3)
 
 
-def _compiled(*types: numba.types.Type) -> Callable[[Callable], Callable]:
-    """Compile a function of ``types`` now, or load what an earlier process has compiled."""
-
-    def compiled(function):
-        settings = {"nogil": True, "error_model": "numpy"}
-        try:
-            return numba.njit(numba.void(*types), cache=True, **settings)(function)
-        except (RuntimeError, OSError):
-            # Neither beside this file nor in the user's cache is room: each process compiles, within some seconds.
-            return numba.njit(numba.void(*types), **settings)(function)
-
-    return compiled
-
-
-@_compiled(_VALUES, _ROWS, _VALUES, _ROWS, _FACTORS, _ROWS, _RESULT)
+@compiled(_VALUES, _ROWS, _VALUES, _ROWS, _FACTORS, _ROWS, _RESULT)
 def read(values, rows, newer, places, maps, which, out):
     """out[i] [D] = maps[which[i]] [k] @ values[rows[i]], or @ newer[places[i]] where places[i] is not negative."""
     for i in range(len(rows)):
@@ -52,7 +36,7 @@ def read(values, rows, newer, places, maps, which, out):
                 result[j] = of_slot * slot[j] + of_weights * weights[j]
 
 
-@_compiled(_VALUES, _MAPS, _ROWS)
+@compiled(_VALUES, _MAPS, _ROWS)
 def follow(values, maps, which):
     """values[i] = maps[which[i]] [k, k] @ values[i], in place."""
     for i in range(len(values)):
@@ -70,7 +54,7 @@ def follow(values, maps, which):
                 weights[j] = c * h + d * w
 
 
-@_compiled(_VALUES, _ROWS, _MAPS, _ROWS, _GRADIENTS)
+@compiled(_VALUES, _ROWS, _MAPS, _ROWS, _GRADIENTS)
 def step_linear(values, rows, maps, which, gradients):
     """values[rows[i]] = maps[which[i]] [k, k + 1] @ (values[rows[i]] above gradients[i]), in place."""
     for i in range(len(rows)):
@@ -89,7 +73,7 @@ def step_linear(values, rows, maps, which, gradients):
                 weights[j] = d * h + e * w + f * g
 
 
-@_compiled(_VALUES, _ROWS, _MAPS, _ROWS, _GRADIENTS, _RATE, _RATE)
+@compiled(_VALUES, _ROWS, _MAPS, _ROWS, _GRADIENTS, _RATE, _RATE)
 def step_adagrad(values, rows, maps, which, gradients, learning_rate, decay):
     """AdaGrad's step of values[rows[i]], in place, after maps[which[i]] [2, 2] and then ``decay`` of the weights."""
     for i in range(len(rows)):

@@ -5,8 +5,10 @@ h' = mu h + wd w, w' = w - lr h'. A row skipped from step a to step t needs M_(t
 were. Products of 2, 4, 8, ... steps are kept, so that any row is brought up to date by at most 32 of them.
 """
 
+import numba
 import numpy as np
 
+from .compiled import compiled
 from .spec import MatrixSpec
 
 SPAN_BITS = 16
@@ -26,7 +28,10 @@ class SkippedSteps:
 
     def __init__(self):
         self.version = 0
-        self._levels = [np.zeros((SPAN >> k, 2, 2)) for k in range(SPAN_BITS + 1)]
+        # Level k, the products of 2^k steps, one level after the other; and where each begins.
+        self._starts = np.cumsum([0] + [SPAN >> k for k in range(SPAN_BITS + 1)])
+        self._products = np.zeros((self._starts[-1], 2, 2))
+        self._levels = [self._products[start : start + (SPAN >> k)] for k, start in enumerate(self._starts[:-1])]
 
     def append(self, step: np.ndarray) -> None:
         """Count a step whose map is ``step`` [2, 2]."""
@@ -44,23 +49,8 @@ class SkippedSteps:
 
     def since(self, versions: np.ndarray) -> np.ndarray:
         """float64 [n, 2, 2], what rows last updated at ``versions`` int64 [n] have missed, at most 2^16 steps."""
-        at = np.array(versions, np.int64)
-        products = np.tile(np.eye(2), (len(at), 1, 1))
-
-        def take(k, chosen):
-            chosen = np.flatnonzero(chosen & (at & ((1 << k) - 1) == 0) & (at + (1 << k) <= self.version))
-            if len(chosen):
-                level = self._levels[k]
-                products[chosen] = level[(at[chosen] >> k) % len(level)] @ products[chosen]
-                at[chosen] += 1 << k
-
-        # No block may be longer than the longest time.
-        levels = min(SPAN_BITS, int(self.version - at.min(initial=self.version)).bit_length())
-        # Up to the borders of ever larger blocks of steps, then down again to the present.
-        for k in range(levels + 1):
-            take(k, at >> k & 1 == 1)
-        for k in range(levels, -1, -1):
-            take(k, True)
+        products = np.empty((len(versions), 2, 2))
+        _multiply(self._products, self._starts, self.version, np.array(versions, np.int64), products)
         return products
 
     def export(self) -> np.ndarray:
@@ -75,3 +65,28 @@ class SkippedSteps:
         self.version = version - len(maps)
         for step in maps:
             self.append(step)
+
+
+@compiled(numba.float64[:, :, ::1], numba.int64[::1], numba.int64, numba.int64[::1], numba.float64[:, :, ::1])
+def _multiply(levels, starts, now, versions, out):
+    """out[i] = the steps from versions[i] to ``now``: up to the borders of ever larger blocks, then down again."""
+    for i in range(len(versions)):
+        at, k, rising = versions[i], 0, True
+        a, b, c, d = 1.0, 0.0, 0.0, 1.0
+        while at < now:
+            # No block may be longer than the longest time, nor end after the present.
+            if rising and at >> k & 1 == 0 and k < len(starts) - 2 and at + (2 << k) <= now:
+                k += 1
+                continue
+            if at + (1 << k) > now:
+                k, rising = k - 1, False
+                continue
+            m = levels[starts[k] + (at >> k) % (starts[k + 1] - starts[k])]
+            a, b, c, d = (
+                m[0, 0] * a + m[0, 1] * c,
+                m[0, 0] * b + m[0, 1] * d,
+                m[1, 0] * a + m[1, 1] * c,
+                m[1, 0] * b + m[1, 1] * d,
+            )
+            at += 1 << k
+        out[i, 0, 0], out[i, 0, 1], out[i, 1, 0], out[i, 1, 1] = a, b, c, d

@@ -6,13 +6,13 @@ C, the points of a part do not, so that a search of many classes reads as much m
 
 import math
 
+import numba
 import numpy as np
 
+from ..compiled import compiled, read_only
 from .ranking import best_of_lists
 
 _PIECE = 8192
-# As many as have their parts in a core's cache.
-_QUERIES = 16
 _GROUP = 32
 _POINTS_PER_PART = 40
 _SAMPLES_PER_CELL = 32
@@ -78,15 +78,7 @@ class InvertedFile:
         ends = np.cumsum(sizes.ravel())
         starts = ends - sizes.ravel()
         scores = np.empty(ends[-1], np.float32)
-        # Part after part, so that queries that share one find it in the cache. A product for each pair costs less than
-        # gathering the queries of a part, which are few.
-        pairs = np.argsort(probed, axis=None, kind="stable")
-        parts, vectors = probed.ravel()[pairs], list(queries)
-        for low, high, start, query in zip(
-            *(array.tolist() for array in (self.bounds[parts], self.bounds[parts + 1], starts[pairs], pairs // probes)),
-            strict=True,
-        ):
-            self.points[low:high].dot(vectors[query], scores[start : start + high - low])
+        _point_scores(self.points, self.bounds, probed, queries, scores)
         lists = np.concatenate([[0], ends[probes - 1 :: probes]])
         places, best = best_of_lists(np.arange(len(scores)), scores, lists, k)
         # Numbers of the few that are taken only.
@@ -103,14 +95,44 @@ class InvertedFile:
             return largest(queries @ self.cells.T, probes)
         # The nearest parts are not all in as few cells: the parts of twice as many are compared.
         cells = largest(queries @ self.cells.T, min(num_cells, max(2 * self.probes, math.ceil(2 * probes / per_cell))))
-        nearest = np.empty((len(queries), probes), np.int64)
-        for start in range(0, len(queries), _QUERIES):
-            piece = slice(start, start + _QUERIES)
-            parts = self.parts[cells[piece]].reshape(len(cells[piece]), -1, columns)
-            near = np.matmul(parts, queries[piece, :, None])[:, :, 0]
-            places = np.argpartition(near, near.shape[1] - probes, axis=1)[:, near.shape[1] - probes :]
-            nearest[piece] = np.take_along_axis(cells[piece], places // per_cell, axis=1) * per_cell + places % per_cell
-        return nearest
+        near = np.empty((len(queries), cells.shape[1] * per_cell), np.float32)
+        _part_scores(self.parts, cells, queries, near)
+        places = np.argpartition(near, near.shape[1] - probes, axis=1)[:, near.shape[1] - probes :]
+        return np.take_along_axis(cells, places // per_cell, axis=1) * per_cell + places % per_cell
+
+
+# Sums in any order, so that a processor adds several terms at once.
+_anyorder = {"fastmath": {"reassoc", "contract"}}
+_MATRIX, _NUMBERS = read_only(numba.float32, 2), read_only(numba.int64, 2)
+
+
+@compiled(read_only(numba.float32, 3), _NUMBERS, _MATRIX, numba.float32[:, ::1], **_anyorder)
+def _part_scores(parts, cells, queries, out):
+    """Inner products of query i with the parts of its cells, in out[i]."""
+    for i in range(len(queries)):
+        query, at = queries[i], 0
+        for cell in cells[i]:
+            for part in parts[cell]:
+                score = np.float32(0)
+                for j in range(len(query)):
+                    score += part[j] * query[j]
+                out[i, at] = score
+                at += 1
+
+
+@compiled(_MATRIX, read_only(numba.int64, 1), _NUMBERS, _MATRIX, numba.float32[::1], **_anyorder)
+def _point_scores(points, bounds, probed, queries, out):
+    """Inner products of each query with the points of the parts it looks into, one part after the other."""
+    at = 0
+    for i in range(len(queries)):
+        query = queries[i]
+        for part in probed[i]:
+            for point in range(bounds[part], bounds[part + 1]):
+                score = np.float32(0)
+                for j in range(len(query)):
+                    score += points[point, j] * query[j]
+                out[at] = score
+                at += 1
 
 
 def largest(values: np.ndarray, count: int) -> np.ndarray:
