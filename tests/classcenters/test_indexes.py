@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from towers.classcenters import indexes
-from towers.classcenters.indexes import exact, forest, ivf, libraries
+from towers.classcenters.indexes import exact, forest, ivf, largest, libraries
 from towers.classcenters.indexes.ranking import best_of_lists, unit
 
 FIELDS = ("points", "pairs", "children", "rows", "bounds")
@@ -256,13 +256,26 @@ def test_orders_of_a_library_are_put_right():
     assert scores[0, 0] == 0.2
 
 
-@pytest.mark.parametrize("length", [1, 5, 16, 31, 200, 1000, 4097])
-@pytest.mark.parametrize("count", [1, 3, 8])
-def test_the_largest_of_each_row(length, count):
-    count = min(count, length)
+@pytest.mark.parametrize("num_points", [1, 5, 31, 200, 4097])
+@pytest.mark.parametrize("count", [1, 3, 8, 5000])
+def test_the_largest_of_each_query(num_points, count):
+    count = min(count, num_points)
     # Whole numbers, so that many are equal.
-    values = np.random.default_rng(length).integers(-20, 20, (6, length)).astype(np.float32)
-    places = ivf.largest(values, count)
-    assert [len(set(row)) for row in places.tolist()] == [count] * 6
-    found = np.sort(np.take_along_axis(values, places, axis=1), axis=1)
-    np.testing.assert_array_equal(found, np.sort(values, axis=1)[:, length - count :])
+    random = np.random.default_rng(num_points)
+    points, queries = (random.integers(-3, 4, (rows, 5)).astype(np.float32) for rows in (num_points, 6))
+    numbers = largest.largest(queries, points, count)
+    assert [len(set(row)) for row in numbers.tolist()] == [count] * 6
+    products = queries @ points.T
+    found = np.sort(np.take_along_axis(products, numbers, axis=1), axis=1)
+    np.testing.assert_array_equal(found, np.sort(products, axis=1)[:, num_points - count :])
+
+
+@pytest.mark.filterwarnings("ignore:invalid value")
+def test_the_largest_are_numbers_of_points_also_where_products_are_none():
+    """As those of a training that has diverged: nothing is read outside the points then."""
+    queries = np.array([[np.nan, 1], [np.inf, -np.inf], [1, 1]], np.float32)
+    points = np.random.default_rng(0).standard_normal((3000, 2)).astype(np.float32)
+    numbers = largest.largest(queries, points, 7)
+    assert numbers.min() >= 0
+    assert numbers.max() < 3000
+    assert [len(set(row)) for row in numbers.tolist()] == [7] * 3

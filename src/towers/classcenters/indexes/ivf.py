@@ -10,13 +10,16 @@ import numba
 import numpy as np
 
 from ..compiled import compiled, read_only
+from .largest import largest
 from .ranking import best_of_lists
 
 _PIECE = 8192
-_GROUP = 32
 _POINTS_PER_PART = 40
 _SAMPLES_PER_CELL = 32
 _ITERATIONS_OF_PARTS = 3
+# Sums in any order, so that a processor adds several terms at once.
+_anyorder = {"fastmath": {"reassoc", "contract"}}
+_MATRIX, _NUMBERS = read_only(numba.float32, 2), read_only(numba.int64, 2)
 
 
 def build(
@@ -92,18 +95,13 @@ class InvertedFile:
         num_parts = num_cells * per_cell
         probes = min(num_parts, max(self.probes, math.ceil(2 * k * num_parts / len(self.points))))
         if per_cell == 1:
-            return largest(queries @ self.cells.T, probes)
+            return largest(queries, self.cells, probes)
         # The nearest parts are not all in as few cells: the parts of twice as many are compared.
-        cells = largest(queries @ self.cells.T, min(num_cells, max(2 * self.probes, math.ceil(2 * probes / per_cell))))
+        cells = largest(queries, self.cells, min(num_cells, max(2 * self.probes, math.ceil(2 * probes / per_cell))))
         near = np.empty((len(queries), cells.shape[1] * per_cell), np.float32)
         _part_scores(self.parts, cells, queries, near)
         places = np.argpartition(near, near.shape[1] - probes, axis=1)[:, near.shape[1] - probes :]
         return np.take_along_axis(cells, places // per_cell, axis=1) * per_cell + places % per_cell
-
-
-# Sums in any order, so that a processor adds several terms at once.
-_anyorder = {"fastmath": {"reassoc", "contract"}}
-_MATRIX, _NUMBERS = read_only(numba.float32, 2), read_only(numba.int64, 2)
 
 
 @compiled(read_only(numba.float32, 3), _NUMBERS, _MATRIX, numba.float32[:, ::1], **_anyorder)
@@ -133,24 +131,6 @@ def _point_scores(points, bounds, probed, queries, out):
                     score += points[point, j] * query[j]
                 out[at] = score
                 at += 1
-
-
-def largest(values: np.ndarray, count: int) -> np.ndarray:
-    """Places of the ``count`` largest of each row of [B, n], in any order: [B, count].
-
-    The largest are in the groups with the largest maxima, of which there are few, and a maximum takes little time.
-    """
-    length = values.shape[1] // _GROUP
-    if length <= count:
-        return np.argpartition(values, values.shape[1] - count, axis=1)[:, values.shape[1] - count :]
-    grouped = values[:, : _GROUP * length].reshape(len(values), _GROUP, length)
-    groups = np.argpartition(grouped.max(axis=1), length - count, axis=1)[:, length - count :]
-    places = (groups[:, None] + length * np.arange(_GROUP)[:, None]).reshape(len(values), -1)
-    rest = np.broadcast_to(np.arange(_GROUP * length, values.shape[1]), (len(values), values.shape[1] % _GROUP))
-    places = np.concatenate([places, rest], axis=1)
-    found = np.take_along_axis(values, places, axis=1)
-    chosen = np.argpartition(found, found.shape[1] - count, axis=1)[:, found.shape[1] - count :]
-    return np.take_along_axis(places, chosen, axis=1)
 
 
 def _nearest(points, cells):
