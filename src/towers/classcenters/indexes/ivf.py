@@ -19,7 +19,7 @@ _SAMPLES_PER_CELL = 32
 _ITERATIONS_OF_PARTS = 3
 # Sums in any order, so that a processor adds several terms at once.
 _anyorder = {"fastmath": {"reassoc", "contract"}}
-_MATRIX, _NUMBERS = read_only(numba.float32, 2), read_only(numba.int64, 2)
+_MATRIX, _NUMBERS, _BOUNDS = read_only(numba.float32, 2), read_only(numba.int64, 2), read_only(numba.int64, 1)
 
 
 def build(
@@ -76,18 +76,11 @@ class InvertedFile:
         """The k best rows of each query among the parts it looks into, and their scores, both [B, k]."""
         queries = np.ascontiguousarray(queries, np.float32)
         probed = self._nearest_parts(queries, k)
-        probes = probed.shape[1]
-        sizes = (self.bounds[1:] - self.bounds[:-1])[probed]
-        ends = np.cumsum(sizes.ravel())
-        starts = ends - sizes.ravel()
-        scores = np.empty(ends[-1], np.float32)
-        _point_scores(self.points, self.bounds, probed, queries, scores)
-        lists = np.concatenate([[0], ends[probes - 1 :: probes]])
-        places, best = best_of_lists(np.arange(len(scores)), scores, lists, k)
-        # Numbers of the few that are taken only.
-        taken = np.minimum(np.searchsorted(ends, places, side="right"), len(ends) - 1)
-        rows = self.rows[np.where(places < 0, 0, self.bounds[probed.ravel()[taken]] + places - starts[taken])]
-        return np.where(places < 0, -1, rows), best
+        sizes = (self.bounds[1:] - self.bounds[:-1])[probed].sum(axis=1)
+        lists = np.concatenate([[0], np.cumsum(sizes)])
+        rows, scores = np.empty(lists[-1], np.int64), np.empty(lists[-1], np.float32)
+        _score_points(self.points, self.rows, self.bounds, probed, queries, rows, scores)
+        return best_of_lists(rows, scores, lists, k)
 
     def _nearest_parts(self, queries, k):
         """Numbers [B, n] of the parts that each query looks into."""
@@ -118,9 +111,9 @@ def _part_scores(parts, cells, queries, out):
                 at += 1
 
 
-@compiled(_MATRIX, read_only(numba.int64, 1), _NUMBERS, _MATRIX, numba.float32[::1], **_anyorder)
-def _point_scores(points, bounds, probed, queries, out):
-    """Inner products of each query with the points of the parts it looks into, one part after the other."""
+@compiled(_MATRIX, _BOUNDS, _BOUNDS, _NUMBERS, _MATRIX, numba.int64[::1], numba.float32[::1], **_anyorder)
+def _score_points(points, rows, bounds, probed, queries, found, scores):
+    """Rows and inner products of the points of the parts that each query looks into, one part after the other."""
     at = 0
     for i in range(len(queries)):
         query = queries[i]
@@ -129,7 +122,7 @@ def _point_scores(points, bounds, probed, queries, out):
                 score = np.float32(0)
                 for j in range(len(query)):
                     score += points[point, j] * query[j]
-                out[at] = score
+                found[at], scores[at] = rows[point], score
                 at += 1
 
 
