@@ -41,6 +41,14 @@ def test_read(kept, columns):
     np.testing.assert_array_equal(out, applied(maps[WHICH][:, None], before)[:, 0])
 
 
+def test_put(kept, columns):
+    values, new = random_values(12, kept, columns), random_values(5, kept, columns)
+    expected = values.copy()
+    expected[ROWS] = new
+    row_kernels.put(values, ROWS, new)
+    np.testing.assert_array_equal(values, expected)
+
+
 def test_follow(kept, columns):
     values, maps = random_values(5, kept, columns), random_values(3, kept, kept)
     expected = applied(maps[WHICH], values)

@@ -302,7 +302,7 @@ class Matrix:
 
         _in_threads(len(rows), self.spec.columns, work)
         if len(rows):
-            self._unwritten = Unwritten(rows, written, _writers.submit(values.__setitem__, rows, written))
+            self._unwritten = Unwritten(rows, written, _writers.submit(row_kernels.put, values, rows, written))
 
     def _linear_step(self, rows, learning_rate):
         """Function of (values [n, k, D], places [m], gradients [S, D], slice) that updates those places by that slice.

@@ -36,6 +36,16 @@ def read(values, rows, newer, places, maps, which, out):
                 result[j] = of_slot * slot[j] + of_weights * weights[j]
 
 
+@compiled(_VALUES, _ROWS, _VALUES)
+def put(values, rows, new):
+    """values[rows[i]] = new[i]."""
+    for i in range(len(rows)):
+        row, given = values[rows[i]], new[i]
+        for k in range(len(row)):
+            for j in range(row.shape[1]):
+                row[k, j] = given[k, j]
+
+
 @compiled(_VALUES, _MAPS, _ROWS)
 def follow(values, maps, which):
     """values[i] = maps[which[i]] [k, k] @ values[i], in place."""
