@@ -79,10 +79,22 @@ def test_adagrad_step(columns):
 
 def test_what_is_only_read_may_be_read_only():
     """As arrays are that a journal's bytes are taken for."""
-    values, gradients, maps = random_values(12, 2, 7), random_values(5, 7), random_values(3, 2, 3)
-    expected = values.copy()
-    row_kernels.step_linear(expected, ROWS, maps, WHICH, gradients)
-    for array in (gradients, maps):
+    rows, which, places = ROWS.copy(), WHICH.copy(), np.array([-1, 3, -1, 0, -1])
+    gradients, new, newer = random_values(5, 7), random_values(5, 2, 7), random_values(4, 2, 7)
+    factors, square, maps = random_values(3, 2), random_values(3, 2, 2), random_values(3, 2, 3)
+    rate = np.float32(0.3)
+
+    def run():
+        values, out = np.abs(random_values(12, 2, 7)), np.empty((5, 7), np.float32)
+        row_kernels.put(values, rows, new)
+        row_kernels.step_linear(values, rows, maps, which, gradients)
+        row_kernels.step_adagrad(values, rows, square, which, gradients, rate, rate)
+        row_kernels.follow(values[:5], square, which)
+        values.setflags(write=False)
+        row_kernels.read(values, rows, newer, places, factors, which, out)
+        return out
+
+    expected = run()
+    for array in (rows, which, places, gradients, new, newer, factors, square, maps):
         array.setflags(write=False)
-    row_kernels.step_linear(values, ROWS, maps, WHICH, gradients)
-    np.testing.assert_array_equal(values, expected)
+    np.testing.assert_array_equal(run(), expected)

@@ -14,13 +14,13 @@ from .compiled import compiled, read_only
 ADAGRAD_FIRST = np.float32(0.1)
 
 
-_ROWS, _RATE = numba.int64[::1], numba.float32
+_ROWS, _RATE = read_only(numba.int64, 1), numba.float32
 _VALUES, _RESULT = numba.float32[:, :, ::1], numba.float32[:, ::1]
 _FACTORS = _GRADIENTS = read_only(numba.float32, 2)
-_MAPS = read_only(numba.float32, 3)
+_GIVEN = _MAPS = read_only(numba.float32, 3)
 
 
-@compiled(_VALUES, _ROWS, _VALUES, _ROWS, _FACTORS, _ROWS, _RESULT)
+@compiled(_GIVEN, _ROWS, _GIVEN, _ROWS, _FACTORS, _ROWS, _RESULT)
 def read(values, rows, newer, places, maps, which, out):
     """out[i] [D] = maps[which[i]] [k] @ values[rows[i]], or @ newer[places[i]] where places[i] is not negative."""
     for i in range(len(rows)):
@@ -36,7 +36,7 @@ def read(values, rows, newer, places, maps, which, out):
                 result[j] = of_slot * slot[j] + of_weights * weights[j]
 
 
-@compiled(_VALUES, _ROWS, _VALUES)
+@compiled(_VALUES, _ROWS, _GIVEN)
 def put(values, rows, new):
     """values[rows[i]] = new[i]."""
     for i in range(len(rows)):
