@@ -5,11 +5,11 @@ from collections.abc import Callable
 import numba
 
 
-def compiled(*types: numba.types.Type, **settings) -> Callable[[Callable], Callable]:
-    """Compile a function of ``types`` now, or load what an earlier process has compiled; ``settings`` as Numba's."""
+def compiled(*types: numba.types.Type) -> Callable[[Callable], Callable]:
+    """Compile a function of ``types`` now, or load what an earlier process has compiled."""
 
     def decorated(function):
-        options = {"nogil": True, "error_model": "numpy", **settings}
+        options = {"nogil": True, "error_model": "numpy"}
         try:
             return numba.njit(numba.void(*types), cache=True, **options)(function)
         except (RuntimeError, OSError):

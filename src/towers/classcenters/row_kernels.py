@@ -3,7 +3,7 @@
 Arrays here are C-contiguous: float32 values [C, k, D], k = 2 with the slot before the weights or 1 without, int64 rows
 [S], float32 maps [m, ...] of which row i of S has number which[i]. Nothing is checked.
 
-Arithmetic is float32 and every operation is rounded, as NumPy's is: equal bits on every processor.
+Arithmetic is float32 and every operation is rounded, as NumPy's is.
 """
 
 import numba
@@ -12,8 +12,6 @@ import numpy as np
 from .compiled import compiled, read_only
 
 ADAGRAD_FIRST = np.float32(0.1)
-
-
 _ROWS, _RATE = read_only(numba.int64, 1), numba.float32
 _VALUES, _RESULT = numba.float32[:, :, ::1], numba.float32[:, ::1]
 _FACTORS = _GRADIENTS = read_only(numba.float32, 2)

@@ -17,8 +17,6 @@ _PIECE = 8192
 _POINTS_PER_PART = 40
 _SAMPLES_PER_CELL = 32
 _ITERATIONS_OF_PARTS = 3
-# Sums in any order, so that a processor adds several terms at once.
-_anyorder = {"fastmath": {"reassoc", "contract"}}
 _MATRIX, _NUMBERS, _BOUNDS = read_only(numba.float32, 2), read_only(numba.int64, 2), read_only(numba.int64, 1)
 
 
@@ -84,7 +82,7 @@ class InvertedFile:
 
     def _nearest_parts(self, queries, k):
         """Numbers [B, n] of the parts that each query looks into."""
-        num_cells, per_cell, columns = self.parts.shape
+        num_cells, per_cell = self.parts.shape[:2]
         num_parts = num_cells * per_cell
         probes = min(num_parts, max(self.probes, math.ceil(2 * k * num_parts / len(self.points))))
         if per_cell == 1:
@@ -97,21 +95,27 @@ class InvertedFile:
         return np.take_along_axis(cells, places // per_cell, axis=1) * per_cell + places % per_cell
 
 
-@compiled(read_only(numba.float32, 3), _NUMBERS, _MATRIX, numba.float32[:, ::1], **_anyorder)
+# Terms in any order, so that a processor adds several at once.
+@numba.njit(error_model="numpy", fastmath={"reassoc", "contract"})
+def _product(one, other):
+    total = np.float32(0)
+    for j in range(len(one)):
+        total += one[j] * other[j]
+    return total
+
+
+@compiled(read_only(numba.float32, 3), _NUMBERS, _MATRIX, numba.float32[:, ::1])
 def _part_scores(parts, cells, queries, out):
     """Inner products of query i with the parts of its cells, in out[i]."""
     for i in range(len(queries)):
         query, at = queries[i], 0
         for cell in cells[i]:
             for part in parts[cell]:
-                score = np.float32(0)
-                for j in range(len(query)):
-                    score += part[j] * query[j]
-                out[i, at] = score
+                out[i, at] = _product(part, query)
                 at += 1
 
 
-@compiled(_MATRIX, _BOUNDS, _BOUNDS, _NUMBERS, _MATRIX, numba.int64[::1], numba.float32[::1], **_anyorder)
+@compiled(_MATRIX, _BOUNDS, _BOUNDS, _NUMBERS, _MATRIX, numba.int64[::1], numba.float32[::1])
 def _score_points(points, rows, bounds, probed, queries, found, scores):
     """Rows and inner products of the points of the parts that each query looks into, one part after the other."""
     at = 0
@@ -119,10 +123,7 @@ def _score_points(points, rows, bounds, probed, queries, found, scores):
         query = queries[i]
         for part in probed[i]:
             for point in range(bounds[part], bounds[part + 1]):
-                score = np.float32(0)
-                for j in range(len(query)):
-                    score += points[point, j] * query[j]
-                found[at], scores[at] = rows[point], score
+                found[at], scores[at] = rows[point], _product(points[point], query)
                 at += 1
 
 
