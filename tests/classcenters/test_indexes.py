@@ -3,7 +3,8 @@ import pytest
 
 from towers.classcenters import indexes
 from towers.classcenters.indexes import exact, forest, ivf, largest, libraries
-from towers.classcenters.indexes.ranking import best_of_lists, unit
+from towers.classcenters.indexes.quantised import quantise
+from towers.classcenters.indexes.ranking import best_distinct, best_of_lists, best_rows, unit
 
 FIELDS = ("points", "pairs", "children", "rows", "bounds")
 
@@ -67,6 +68,32 @@ def test_best_of_lists():
     )
     assert rows.tolist() == [[5, 6], [-1, -1], [7, -1]]
     assert scores.tolist() == [[3, 2], [-np.inf, -np.inf], [9, -np.inf]]
+
+
+@pytest.mark.parametrize("count", [0, 1, 700, 5000])
+def test_best_rows_are_a_sort(count):
+    random = np.random.default_rng(count)
+    rows = np.unique(random.integers(0, 2**32, 2000))
+    scores = random.choice(np.array([-np.inf, -2.5, -1e-30, 0.0, 1e-38, 0.5, 3.0, np.inf], np.float32), len(rows))
+    found, found_scores = best_rows(rows, scores, count)
+    expected = np.lexsort((rows, -scores))[:count]
+    np.testing.assert_array_equal(found, rows[expected])
+    np.testing.assert_array_equal(found_scores, scores[expected])
+    assert found_scores.dtype == np.float32
+
+
+@pytest.mark.parametrize("num_rows", [30, 4_000_000_000])
+def test_best_distinct_rows_are_those_of_a_dictionary(num_rows):
+    """Rows found by several queries, scores of both signs, equal ones."""
+    random = np.random.default_rng(num_rows)
+    rows = np.concatenate([random.integers(0, num_rows, 360), np.arange(5), np.arange(5)])
+    scores = random.choice(np.array([-np.inf, -2.5, -1e-30, 0.0, 1e-38, 0.5, 3.0], np.float32), len(rows))
+    best = {}
+    for row, score in zip(rows.tolist(), scores.tolist(), strict=True):
+        best[row] = max(score, best.get(row, score))
+    found, found_scores = best_distinct(rows, scores)
+    assert found.tolist() == sorted(best, key=lambda row: (-best[row], row))
+    assert found_scores.tolist() == [best[row] for row in found.tolist()]
 
 
 def check_cell(index, points, number, inside):
@@ -150,17 +177,59 @@ def nearest_share(points, centres, number):
 def test_cells_and_their_parts_hold_their_nearest_points(points):
     index = ivf.build(points, num_cells=50)
     assert sorted(index.rows) == list(range(len(points)))
-    np.testing.assert_array_equal(index.points, points[index.rows])
-    assert index.parts.shape == (50, 10, 16)
+    some = points[index.rows[::50]]
+    np.testing.assert_allclose(index.points.dequantised()[::50], some, atol=np.abs(some).max() / 253)
+    parts = index.parts.dequantised().reshape(50, 10, 16)
     part = np.repeat(np.arange(500), np.diff(index.bounds))[::50]
-    cell, some = part // 10, index.points[::50]
-    assert nearest_share(some, index.cells[None], cell) > 0.999
-    assert nearest_share(some, index.parts[cell], part % 10) > 0.999
+    cell = part // 10
+    assert nearest_share(some, index.cells[None, :, :-1], cell) > 0.999
+    # Of some that lie between two parts, the rounded one is nearer.
+    assert nearest_share(some, parts[cell], part % 10) > 0.98
+    assert index.num_bytes < 2 * points.nbytes / 3
+
+
+def test_reach_is_four_standard_deviations_of_the_points_of_a_part(points):
+    index = ivf.build(points, num_cells=50)
+    for part in (0, 77, 499):
+        inside = points[index.rows[index.bounds[part] : index.bounds[part + 1]]]
+        expected = 4 * np.sqrt(((inside - index.parts.dequantised()[part]) ** 2).mean())
+        np.testing.assert_allclose(index.reach[part], expected, rtol=0.02)
+    inside = points[index.rows[index.bounds[30] : index.bounds[40]]]
+    np.testing.assert_allclose(index.cells[3, -1], 4 * np.sqrt(((inside - index.cells[3, :-1]) ** 2).mean()), rtol=0.02)
+
+
+def test_wide_parts_are_looked_into_before_narrow_ones_of_a_larger_mean():
+    """The best point of two crowds is one of the wide crowd, though the mean of the narrow one is nearer."""
+    random = np.random.default_rng(0)
+    crowds = random.normal([[[0.6, 0.0]], [[0.5, 0.3]]], [[[0.01]], [[0.2]]], (2, 40, 2)).astype(np.float32)
+    points, means, bounds = crowds.reshape(80, 2), crowds.mean(axis=1), np.array([0, 40, 80])
+    ordered = quantise(points)
+    reach = ivf._reach(ordered, means, bounds)
+    index = ivf.InvertedFile(
+        np.column_stack([means, reach]), quantise(means), reach, ordered, np.arange(80), bounds, probes=1
+    )
+    query = np.array([[2.0, 0.0]], np.float32)
+    assert (query @ means.T).argmax() == 0
+    assert index.search(query, 1)[0].tolist() == [[points[:, 0].argmax()]]
+    assert points[:, 0].argmax() >= 40
+
+
+@pytest.mark.parametrize("columns", [1, 16, 130])
+def test_a_value_is_at_most_half_a_step_from_what_it_was(columns):
+    vectors = np.random.default_rng(0).normal(size=(50, columns)).astype(np.float32) * np.logspace(-9, 9, 50)[:, None]
+    vectors = np.concatenate([vectors, np.zeros((1, columns))]).astype(np.float32)
+    found = quantise(vectors)
+    steps = np.abs(vectors).max(axis=1) / 127
+    np.testing.assert_allclose(found.scales, steps, rtol=1e-6)
+    assert (np.abs(found.dequantised() - vectors) <= 0.5001 * steps[:, None]).all()
+    assert (np.abs(found.values).max(axis=1)[:-1] == 127).all()
+    assert not found.values[-1].any()
 
 
 def test_few_points_in_a_cell_are_one_part(points):
     index = ivf.build(points[:3000])
-    np.testing.assert_array_equal(index.parts[:, 0], index.cells)
+    np.testing.assert_allclose(index.parts.dequantised(), index.cells[:, :-1], atol=0.01)
+    np.testing.assert_allclose(index.reach, index.cells[:, -1], rtol=1e-6)
     assert len(index.bounds) == len(index.cells) + 1
 
 
@@ -169,42 +238,76 @@ def test_a_cell_with_fewer_points_than_parts_or_none():
     points = np.concatenate([crowd, -crowd[:2]])
     cells = np.array([crowd[0], -crowd[0], 9 * np.eye(8)[7]], np.float32)
     parts, part_of = ivf._parts(points, cells, np.repeat([0, 1], [400, 2]), np.random.default_rng(0))
-    assert parts.shape == (3, 3, 8)
+    assert parts.shape == (9, 8)
     assert np.isfinite(parts).all()
     assert set(part_of[:400]) == {0, 1, 2}
     assert set(part_of[400:]) <= {3, 4, 5}
-    np.testing.assert_array_equal(parts[2], np.repeat(cells[2:], 3, axis=0))
+    np.testing.assert_array_equal(parts[6:], np.repeat(cells[2:], 3, axis=0))
     order = np.argsort(part_of, kind="stable")
     bounds = np.searchsorted(part_of[order], np.arange(10))
-    rows, _ = ivf.InvertedFile(cells, parts, points[order], order, bounds, 9).search(points[-2:], 2)
-    assert sorted(rows[0]) == [400, 401]
+    ordered = quantise(points[order])
+    reach = ivf._reach(ordered, parts, bounds)
+    assert reach[np.diff(bounds) == 0].tolist() == [0] * np.count_nonzero(np.diff(bounds) == 0)
+    index = ivf.InvertedFile(np.column_stack([cells, reach[:3]]), quantise(parts), reach, ordered, order, bounds, 9)
+    assert sorted(index.search(points[-2:], 2)[0][0]) == [400, 401]
+    assert sorted(index.best(points[-2:], 2)[0]) == [400, 401]
 
 
 @pytest.mark.parametrize("num_cells", [40, 500])
-def test_all_parts_are_an_exact_search(points, num_cells):
-    queries = near(points, 9)
-    rows, scores = ivf.build(points, num_cells=num_cells, probes=len(points)).search(queries, 30)
-    expected_rows, expected_scores = best_by_sorting(points, queries, 30)
+def test_all_parts_are_an_exact_search_of_the_rounded_points(points, num_cells):
+    queries, rounded = near(points, 9), quantise(points).dequantised()
+    index = ivf.build(points, num_cells=num_cells, probes=len(points))
+    rows, scores = index.search(queries, 30)
+    expected_rows, expected_scores = best_by_sorting(rounded, queries, 30)
     np.testing.assert_allclose(scores, expected_scores, rtol=1e-5, atol=1e-6)
     assert recall(rows, expected_rows) > 0.9999
+    assert recall(rows, best_by_sorting(points, queries, 30)[0]) > 0.97
+    rows, scores = index.best(queries, 200)
+    largest = (queries @ rounded.T).max(axis=0)
+    np.testing.assert_allclose(scores, np.sort(largest)[::-1][:200], rtol=1e-5)
+    np.testing.assert_allclose(scores, largest[rows], rtol=1e-5)
+    assert len(set(rows.tolist())) == 200
 
 
-@pytest.mark.parametrize("num_cells", [30, 500])
-def test_a_search_is_that_of_a_loop_over_the_queries(points, num_cells):
-    """More queries than are compared with parts at once."""
+def parts_of(index, query, num_cells, probes):
+    """Numbers of the parts that a query looks into, nearest first, and the places of their points."""
+    per_cell, length = len(index.parts.values) // len(index.cells), np.linalg.norm(query)
+    cells = np.argsort(-(index.cells[:, :-1] @ query + index.cells[:, -1] * length))[:num_cells]
+    numbers = (cells[:, None] * per_cell + np.arange(per_cell)).ravel()
+    parts = numbers[np.argsort(-(index.parts.dequantised()[numbers] @ query + index.reach[numbers] * length))[:probes]]
+    return parts, np.concatenate([np.arange(index.bounds[part], index.bounds[part + 1]) for part in parts])
+
+
+@pytest.mark.parametrize(("num_cells", "compared"), [(30, 5), (150, 5), (500, 5)])
+def test_a_search_is_that_of_a_loop_over_the_queries(points, num_cells, compared):
     index = ivf.build(points, num_cells=num_cells, probes=5)
-    queries = near(points, 150)
-    rows, scores = index.search(queries, 12)
-    num_parts = index.parts.shape[0] * index.parts.shape[1]
-    for query, found, own_scores in zip(queries, rows, scores, strict=True):
-        cells = np.argsort(-(index.cells @ query))[: 10 if num_cells == 30 else 5]
-        numbers = (cells[:, None] * index.parts.shape[1] + np.arange(index.parts.shape[1])).ravel()
-        nearness = index.parts.reshape(num_parts, -1)[numbers] @ query
-        parts = numbers[np.argsort(-nearness)[:5]]
-        places = np.concatenate([np.arange(index.bounds[part], index.bounds[part + 1]) for part in parts])
-        expected = np.sort(index.points[places] @ query)[::-1][:12]
+    queries, rounded = near(points, 150), index.points.dequantised()
+    # Of any length, as those of a head without normalisation.
+    queries *= np.linspace(0.1, 9, 150, dtype=np.float32)[:, None]
+    largest = {}
+    for query, found, own_scores in zip(queries, *index.search(queries, 12), strict=True):
+        _, places = parts_of(index, query, compared, probes=5)
+        scores = rounded[places] @ query
+        expected = np.sort(scores)[::-1][:12]
         np.testing.assert_allclose(own_scores[: len(expected)], expected, rtol=1e-5, atol=1e-6)
-        np.testing.assert_allclose(points[found[found >= 0]] @ query, own_scores[found >= 0], rtol=1e-5, atol=1e-6)
+        some = found >= 0
+        np.testing.assert_allclose(points[found[some]] @ query, own_scores[some], atol=0.01 * np.linalg.norm(query))
+        for row, score in zip(index.rows[places].tolist(), scores.tolist(), strict=True):
+            largest[row] = max(score, largest.get(row, score))
+    rows, scores = index.best(queries, 600)
+    assert (np.diff(scores) <= 0).all()
+    np.testing.assert_allclose(scores, sorted(largest.values(), reverse=True)[:600], rtol=1e-5)
+    np.testing.assert_allclose(scores, [largest[row] for row in rows.tolist()], rtol=1e-5)
+
+
+@pytest.mark.parametrize("num_cells", [None, 40])
+@pytest.mark.parametrize("count", [1, 500, 9000, 20_000, 30_000])
+def test_queries_that_are_alike_look_into_more_parts(points, num_cells, count):
+    """As the features of a network that has learnt nothing yet."""
+    queries = unit(np.ones((64, 16)) + np.random.default_rng(0).normal(0, 1e-3, (64, 16)))
+    rows, scores = ivf.build(points, num_cells=num_cells).best(queries, count)
+    assert len(set(rows.tolist())) == len(rows) == min(count, 20_000)
+    np.testing.assert_allclose(scores, (queries @ points[rows].T).max(axis=0), atol=0.01)
 
 
 @pytest.mark.parametrize("num_cells", [None, 200])

@@ -1,13 +1,12 @@
 """Which classes a batch is trained against: all its own, then those that come nearest to its features."""
 
 import math
+import threading
 from typing import NamedTuple
 
 import numpy as np
 
-from .indexes.ranking import unit
-
-_HALF, _LOWER = np.uint64(32), np.uint64((1 << 32) - 1)
+from .indexes.ranking import best_distinct, unit
 
 
 class Settings(NamedTuple):
@@ -53,6 +52,8 @@ class Selector:
         self.seed = seed
         self.normalised = normalised
         self.index = index
+        # Which classes are the batch's own, while one thread has the lock: faster than to search a list of them.
+        self._is_own, self._lock = np.zeros(num_classes, bool), threading.Lock()
 
     def select(
         self, features: np.ndarray, labels: np.ndarray, num_selected: int, *, step: int = 0
@@ -88,32 +89,25 @@ class Selector:
         index = self.index
         queries = unit(features) if self.normalised else np.asarray(features, np.float32)
         if hasattr(index, "best"):
-            rows, _ = index.best(queries, room + len(own))
-            return rows[~np.isin(rows, own)][:room]
+            return self._outside(own, index.best(queries, room + len(own))[0])[:room]
         most = min(self.num_classes, room + len(own))
         k, before = min(most, 2 * math.ceil(most / len(queries))), -1
         while True:
-            near = _best_outside(*index.search(queries, k), own)
+            rows, scores = index.search(queries, k)
+            found = rows >= 0
+            near = self._outside(own, best_distinct(rows[found], scores[found])[0])
             # Features that lie close to each other find the same classes, so that each must find more.
             if len(near) >= room or k == most or len(near) == before:
                 return near[:room]
             k, before = min(most, 4 * k), len(near)
 
-
-def _best_outside(rows, scores, own):
-    """The rows outside ``own``, each once, those with the best scores first, of equal ones the lower row.
-
-    A row and a score are one whole number, since NumPy sorts numbers several times as fast as places of numbers.
-    """
-    found = rows >= 0
-    bits = scores[found].astype(np.float32).view(np.int32)
-    # The bits of floats grow with them, or fall where they are negative; these fall with the score.
-    falling = np.where(bits < 0, bits, bits ^ 0x7FFFFFFF).view(np.uint32)
-    numbers = np.sort(rows[found].astype(np.uint64) << _HALF | falling)
-    # The first number of a row has its best score.
-    rows = (numbers >> _HALF).astype(np.int64)
-    numbers = numbers[(np.diff(rows, prepend=-1) > 0) & ~np.isin(rows, own)]
-    return (np.sort(numbers << _HALF | numbers >> _HALF) & _LOWER).astype(np.int64)
+    def _outside(self, own, rows):
+        """The ``rows`` that are not among ``own``."""
+        with self._lock:
+            self._is_own[own] = True
+            outside = rows[~self._is_own[rows]]
+            self._is_own[own] = False
+        return outside
 
 
 def _random_others(taken, count, num_classes, random):

@@ -1,7 +1,9 @@
 """Ways to find the class centres nearest to a query; each is built from points and searched in batches.
 
 An index has ``search(queries [B, D], k) -> (rows [B, k] int64, scores [B, k] float32)``, best first, scores the inner
-products with the points it was built from, and row -1 with score -inf where it found fewer than k. It is built by
+products with the points it was built from, and row -1 with score -inf where it found fewer than k. One may also have
+``best(queries, count) -> (rows [count], scores [count])``, distinct rows with the best score over all queries, or as
+many as there are; selection then asks for that. It is built by
 ``build(points [C, D], seed=..., previous=index or None, **settings)``; ``previous`` is an older one of the classes.
 """
 
