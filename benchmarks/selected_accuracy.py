@@ -15,22 +15,25 @@ import os
 import statistics
 import time
 
+# Before TensorFlow, as in the trainers, so that it starts without a word.
+from towers.runs import run
+
+# isort: split
 import keras
 import numpy as np
 import tensorflow as tf
 
-from towers.classcenters.indexes import forest
+from towers.classcenters.indexes import forest, ivf
 from towers.classcenters.indexes.ranking import unit
 from towers.classcenters.selection import Settings
 from towers.classcenters.spec import MatrixSpec
 from towers.classcenters.store import memory_store
 from towers.heads.selected import SelectedHead
-from towers.runs import run
 from towers.training import margins, optimizers
 from towers.training.step import make_train_step
 
 CLASSES, FAMILY, LATENT, INPUT, D = 5_000, 20, 24, 64, 64
-BATCH, SELECTED, INTERVAL, TREES, TARGET = 50, 200, 20, 12, 0.01
+BATCH, SELECTED, INTERVAL, BREADTH, TARGET = 50, 200, 20, 12, 0.01
 SPREAD, NOISE, RATE, DECAY = 0.4, 0.22, 0.3, 2e-4
 
 # Number of selected classes, function that builds the index, and query.
@@ -39,6 +42,11 @@ WAYS = {
     "forest, features": (
         SELECTED,
         lambda points, breadth, **more: forest.build(points, num_trees=breadth, **more),
+        "features",
+    ),
+    "ivf, features": (
+        SELECTED,
+        lambda points, breadth, **more: ivf.build(points, probes=breadth, **more),
         "features",
     ),
     "random": (SELECTED, None, "center"),
@@ -90,7 +98,7 @@ def train(towers, way: str, seed: int, steps: int) -> tuple[float, float]:
         store,
         "centres",
         form=loss.form,
-        settings=Settings(num_selected, TREES, INTERVAL),
+        settings=Settings(num_selected, BREADTH, INTERVAL),
         query=query,
         build=build,
         wait=True,
