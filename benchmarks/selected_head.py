@@ -129,6 +129,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=6, help="measured ones of a turn")
     parser.add_argument("--before", type=int, default=600, help="steps of the store alone before those")
     parser.add_argument("--folder", type=Path, help="of the mapped file (default: a temporary one)")
+    parser.add_argument("--waiting_gb", type=float, help="memory for rows that wait to be written to it, GB")
     arguments = parser.parse_args()
     if arguments.selected <= BATCH:
         parser.error(f"--selected {arguments.selected}: give more than the {BATCH} examples of a step")
@@ -139,13 +140,14 @@ def main() -> None:
             measured[f"{count:,}"] = Measured(towers, memory_store(), count, arguments.selected)
         index = measured[f"{count:,}"].head.selector.index
         mapped = f"{count:,}, mapped file"
-        measured[mapped] = Measured(towers, mapped_store(Path(folder)), count, arguments.selected, index)
+        waiting = {} if arguments.waiting_gb is None else {"waiting_bytes": int(1e9 * arguments.waiting_gb)}
+        measured[mapped] = Measured(towers, mapped_store(Path(folder), **waiting), count, arguments.selected, index)
         # What this leaves unsaved is not a step's, nor is the first touch of what has lain idle while the indexes were
         # built: a virtual machine's host may have to map it again, page by page, at 3 us each. In training the snapshot
         # of each rebuild touches all.
         for one in measured.values():
             one.age(arguments.before, arguments.selected)
-            one.head.selector.index.points.sum()
+            one.head.selector.index.points.values.max()
         os.sync()
         # The first turn traces the graph.
         for number in range(arguments.turns + 1):

@@ -47,9 +47,19 @@ def test_options_that_do_not_fit(faces, tmp_path):
     assert "--num_selected 8 or more" in found.stderr
     dry = train(faces, tmp_path / "run", "--dry_run", "--identities", "100000000")
     assert "8 of 100,000,000 classes a step" in dry.stdout
-    assert "host memory, 13.60 GB" in dry.stdout
+    assert "13.60 GB, in host memory" in dry.stdout
     dry = train(faces, tmp_path / "run", "--dry_run", "--param_servers", "127.0.0.1:5570")
-    assert "all of them in memory of servers" in dry.stdout
+    assert "in memory of servers" in dry.stdout
+    mapped = ("--center_folder", tmp_path / "centres", "--center_waiting_gb")
+    dry = train(faces, tmp_path / "run", "--dry_run", "--identities", "100000000", *mapped, "2.5")
+    assert "13.60 GB, in mapped files, 2.50 GB of changed ones in memory" in dry.stdout
+    for wrong in ("-1", "inf"):
+        found = train(faces, tmp_path / "run", *mapped, wrong, "--dry_run", "--identities", "9", check=False)
+        assert found.returncode == 2
+        assert f"--center_waiting_gb {float(wrong)}: 0 or more" in found.stderr
+    dry = train(faces, tmp_path / "run", "--dry_run", "--identities", "100000000", *mapped, "2.5", "--deterministic")
+    assert "0.00 GB of changed ones in memory" in dry.stdout
+    assert "--center_waiting_gb does nothing with --deterministic" in dry.stderr
 
 
 @pytest.mark.slow

@@ -403,6 +403,12 @@ def add_selection(parser: Parser) -> None:
         "--adaptive", action="store_true", help="steer the three numbers above by measured recall and probability mass"
     )
     group.add_argument("--center_folder", type=Path, help="keep the centres in mapped files here, not in memory")
+    group.add_argument(
+        "--center_waiting_gb",
+        type=float,
+        help="memory for changed ones that wait to be written there, GB (default: a tenth of the machine's; none with "
+        "--deterministic, whose steps change all)",
+    )
     add_servers(
         group, "host:port,... of parameter servers that keep them, in order of shards; several processes need them"
     )

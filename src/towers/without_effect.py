@@ -26,6 +26,7 @@ NEEDS = {
     ),
     "num_trees": {"head": ("selected",), "selector": ("forest", "annoy")},
     "probes": {"head": ("selected",), "selector": ("ivf", "faiss")},
+    "center_waiting_gb": {"center_folder": None, "deterministic": (False,)},
     **dict.fromkeys("param_token_file param_tls_ca param_tls_cert param_tls_key".split(), {"param_servers": None}),
     "identities": {"dry_run": None},
     "card_memory": {"dry_run": None},

@@ -42,10 +42,10 @@ def test_read(kept, columns):
 
 
 def test_put(kept, columns):
-    values, new = random_values(12, kept, columns), random_values(5, kept, columns)
-    expected = values.copy()
-    expected[ROWS] = new
-    row_kernels.put(values, ROWS, new)
+    values, given = random_values(12, kept, columns), random_values(7, kept, columns)
+    places, expected = np.array([6, -1, 0, 3, -1]), values.copy()
+    expected[ROWS[[0, 2, 3]]] = given[[6, 0, 3]]
+    row_kernels.put(values, ROWS, given, places)
     np.testing.assert_array_equal(values, expected)
 
 
@@ -86,7 +86,7 @@ def test_what_is_only_read_may_be_read_only():
 
     def run():
         values, out = np.abs(random_values(12, 2, 7)), np.empty((5, 7), np.float32)
-        row_kernels.put(values, rows, new)
+        row_kernels.put(values, rows, new, which)
         row_kernels.step_linear(values, rows, maps, which, gradients)
         row_kernels.step_adagrad(values, rows, square, which, gradients, rate, rate)
         row_kernels.follow(values[:5], square, which)

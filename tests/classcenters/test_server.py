@@ -305,6 +305,9 @@ def test_clients_must_show_a_certificate(certificate):
         (["--shards", "2", "--here", "3"], "here"),
         (["--shards", "2", "--bind", "unix:/tmp/x"], "several shards"),
         (["--storage", "mapped"], "directory"),
+        (["--waiting_gb", "1"], "--storage mapped"),
+        (["--storage", "mapped", "--directory", "x", "--waiting_gb", "-1"], "0 or more"),
+        (["--storage", "mapped", "--directory", "x", "--waiting_gb", "inf"], "0 or more"),
     ],
 )
 def test_options_that_cannot_work(options, reason):
@@ -374,6 +377,23 @@ def test_several_shards_are_processes_that_end_together(tmp_path):
         ]
     finally:
         process.kill()
+
+
+@pytest.mark.parametrize("own", [[], ["--waiting_gb", "0.5"]])
+def test_shards_of_a_machine_share_the_memory_for_waiting_rows(tmp_path, monkeypatch, own):
+    started = []
+
+    def start(command):
+        started.append(server.parser().parse_args(command[3:]).waiting_gb)
+        ended = argparse.Namespace(poll=lambda: 0, wait=lambda: 0)
+        return ended
+
+    monkeypatch.setattr(server.subprocess, "Popen", start)
+    monkeypatch.setattr(server, "default_waiting_bytes", lambda: 3_000_000_000)
+    monkeypatch.setattr(server.signal, "signal", lambda *_: None)
+    options = ["--shards", "4", "--here", "3", "--directory", str(tmp_path), "--storage", "mapped", *own]
+    assert server.main(options) == 0
+    assert started == [0.5 if own else 1.0] * 3
 
 
 def test_the_server_imports_no_tensorflow():

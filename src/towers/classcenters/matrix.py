@@ -13,14 +13,13 @@ from . import row_kernels
 from .first_rows import first_rows
 from .skipped_steps import SPAN, SkippedSteps, step_map
 from .spec import MatrixSpec, StepMismatch, checked_learning_rate, checked_rows, checked_values
+from .waiting_rows import WaitingRows
 
 # So much stays in a core's cache between two things that are done to it, and is worth a thread of its own.
 PIECE_BYTES = 1 << 19
 # Few threads take all that memory gives.
 _WORKERS = min(4, os.cpu_count() or 1)
 _pool = futures.ThreadPoolExecutor(_WORKERS, thread_name_prefix="rows")
-# Threads of their own: no update shall wait for what is written behind another matrix's.
-_writers = futures.ThreadPoolExecutor(_WORKERS, thread_name_prefix="rows behind")
 _UNCHANGED = np.eye(2)[None]
 
 
@@ -46,19 +45,6 @@ def _in_threads(count, columns, work):
         work(parts[0])
     else:
         list(_pool.map(work, parts))
-
-
-class Unwritten(NamedTuple):
-    """Values [S, k, D] of increasing ``rows`` [S] that a thread is writing to a mapped file."""
-
-    rows: np.ndarray
-    values: np.ndarray
-    writing: futures.Future
-
-    def places(self, rows: np.ndarray) -> np.ndarray:
-        """Where each of ``rows`` is among those being written, or -1."""
-        places = np.minimum(np.searchsorted(self.rows, rows), len(self.rows) - 1)
-        return np.where(self.rows[places] == rows, places, -1)
 
 
 class Reading:
@@ -106,19 +92,19 @@ class Matrix:
       eager: bring every row up to date in every step, at the cost of all rows. What ``state`` gives then tells all that
         there is, and a matrix that it is assigned to goes on with the same bits. Otherwise the steps that a row has
         skipped are rounded once, wherever they end.
-      write_behind: a step is over when its values are known, and a thread writes them to their places, which in a
-        mapped file takes longer: every page must be found to be changed. Readers and the next step see them at once.
+      waiting_bytes: memory for rows that are not written to their places at once, which in a mapped file takes long:
+        every page must be found to be changed. Readers and later steps see them meanwhile. Not with ``eager``, whose
+        steps change all rows.
     """
 
-    def __init__(
-        self, spec: MatrixSpec, allocate: Callable = np.zeros, *, eager: bool = False, write_behind: bool = False
-    ):
-        self.spec, self.eager, self.write_behind = spec, eager, write_behind
+    def __init__(self, spec: MatrixSpec, allocate: Callable = np.zeros, *, eager: bool = False, waiting_bytes: int = 0):
+        self.spec, self.eager = spec, eager
         self.lock = threading.RLock()
         self.skipped = SkippedSteps()
         # The slot of a row lies beside its weights: a mapped file has both in one page, and pages are what steps cost.
         self._values = allocate((spec.rows, 2 if spec.has_slot else 1, spec.columns), np.float32)
-        self._unwritten: Unwritten | None = None
+        capacity = 0 if eager else min(spec.rows, waiting_bytes // self._values[0].nbytes)
+        self._waiting = WaitingRows(self._values, capacity) if capacity else None
         # In memory always: every step changes nearly every page of it.
         self.updated = np.zeros(spec.rows, np.int64)
         self._readings: weakref.WeakSet[Reading] = weakref.WeakSet()
@@ -127,16 +113,17 @@ class Matrix:
             self.weights[piece] = first_rows(spec.first + local * spec.stride, spec.columns, spec.seed, spec.scale)
 
     def settle(self) -> None:
-        """Wait until all values are in their places. Raises what writing them failed with."""
+        """Wait for the thread that writes rows to their places. Raises what that failed with."""
         with self.lock:
-            if self._unwritten is not None:
-                self._unwritten.writing.result()
-                self._unwritten = None
+            if self._waiting is not None:
+                self._waiting.settle()
 
     @property
     def values(self) -> np.ndarray:
-        """float32 [C, k, D], the slot, where there is one, and the weights of each row, once all is written."""
-        self.settle()
+        """float32 [C, k, D], the slot, where there is one, and the weights of each row, once all is in its place."""
+        with self.lock:
+            if self._waiting is not None:
+                self._waiting.flush()
         return self._values
 
     @property
@@ -207,15 +194,26 @@ class Matrix:
             self.updated[rows] = self.version
             if self.eager:
                 self._refresh_all()
+            if self._waiting is not None:
+                # The next step may have as many new ones.
+                self._waiting.make_room(len(rows))
             return self.version
 
     def state(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray | None]:
         """Present weights and slot, float32 [stop - start, D] each, of a range of rows; the slot None without one."""
-        rows = checked_rows(np.arange(start, stop), self.spec.rows)
+        checked_rows(np.arange(start, stop), self.spec.rows)
         with self.lock:
-            values = self.values[start:stop].copy()
-            self._follow(values, self.updated[rows])
+            values = self.kept(start, stop)
+            self._follow(values, self.updated[start:stop])
         return values[:, -1], values[:, 0] if self.spec.has_slot else None
+
+    def kept(self, start: int, stop: int) -> np.ndarray:
+        """float32 [stop - start, k, D], a copy of values as they were when each row was last brought up to date."""
+        with self.lock:
+            values = self._values[start:stop].copy()
+            if self._waiting is not None:
+                self._waiting.copy_to(values, start)
+        return values
 
     def assign(self, start: int, weights: np.ndarray, slot: np.ndarray | None = None) -> None:
         """Overwrite rows from ``start`` on; without a slot theirs begins anew. ValueError comes before any change."""
@@ -223,14 +221,15 @@ class Matrix:
         weights = checked_values(weights, shape)
         checked_rows(np.array([start, start + len(weights) - 1]), self.spec.rows)
         if slot is not None:
-            if self.slot is None:
+            if not self.spec.has_slot:
                 raise ValueError(f"rule {self.spec.rule} keeps no slot, but one is given")
             slot = checked_values(slot, shape)
         with self.lock:
             self._finish_readings()
-            self.weights[start : start + len(weights)] = weights
-            if self.slot is not None:
-                self.slot[start : start + len(weights)] = 0 if slot is None else slot
+            values = self.values[start : start + len(weights)]
+            values[:, -1] = weights
+            if self.spec.has_slot:
+                values[:, 0] = 0 if slot is None else slot
             self.updated[start : start + len(weights)] = self.version
 
     def set_version(self, version: int) -> None:
@@ -269,13 +268,10 @@ class Matrix:
     def _reader(self, rows):
         """Function of (slice, out [n, D]) that reads the present weights of that many of ``rows``."""
         missed = self._missed(self.updated[rows])
-        unwritten = self._unwritten
-        if unwritten is None or unwritten.writing.done():
-            values = newer = self.values
-            places = np.full(len(rows), -1)
-        else:
-            # What was read of these in their own places may be half of the old and half of the new.
-            values, newer, places = self._values, unwritten.values, unwritten.places(rows)
+        values = newer = self._values
+        places = np.full(len(rows), -1)
+        if self._waiting is not None:
+            newer, places = self._waiting.values, self._waiting.places(rows)
         maps = np.ascontiguousarray(missed.maps[:, 1, 2 - values.shape[1] :], np.float32)
 
         def read(piece, out):
@@ -285,51 +281,38 @@ class Matrix:
 
     def _update(self, rows, gradients, learning_rate):
         """One step of ``rows``, by several threads."""
-        step = (self._adagrad_step if self.spec.rule == "adagrad" else self._linear_step)(rows, learning_rate)
-        values = self.values
-        if not self.write_behind:
-            _in_threads(len(rows), self.spec.columns, lambda part: step(values, rows[part], gradients, part))
+        step, maps, which, numbers = self._rule(self._missed(self.updated[rows]), learning_rate)
+        waiting = self._waiting
+        if waiting is None or len(rows) > waiting.capacity:
+            values = self.values
+            _in_threads(
+                len(rows),
+                self.spec.columns,
+                lambda part: step(values, rows[part], maps, which[part], gradients[part], *numbers),
+            )
             return
-        written = np.empty((len(rows), *values.shape[1:]), np.float32)
-        places = np.arange(len(rows))
+        places, sources = waiting.take(rows)
 
         def work(part):
+            # What is fetched from the file is still in a core's cache when the step is made.
             for piece in pieces(part.stop - part.start, self.spec.columns):
                 some = slice(part.start + piece.start, part.start + piece.stop)
-                # In range already, and numpy copies unchecked rows without a buffer.
-                np.take(values, rows[some], axis=0, out=written[some], mode="clip")
-                step(written, places[some], gradients, some)
+                row_kernels.put(waiting.values, places[some], self._values, sources[some])
+                step(waiting.values, places[some], maps, which[some], gradients[some], *numbers)
 
         _in_threads(len(rows), self.spec.columns, work)
-        if len(rows):
-            self._unwritten = Unwritten(rows, written, _writers.submit(row_kernels.put, values, rows, written))
 
-    def _linear_step(self, rows, learning_rate):
-        """Function of (values [n, k, D], places [m], gradients [S, D], slice) that updates those places by that slice.
-
-        What the steps missed and the present one make of slot, weight and gradient is one matrix for each row.
-        """
-        missed = self._missed(self.updated[rows])
+    def _rule(self, missed, learning_rate):
+        """The step of rows that missed that: a function of `row_kernels`, maps, which one each row has, and numbers."""
+        if self.spec.rule == "adagrad":
+            rate, decay = np.float32(learning_rate), np.float32(1 - learning_rate * self.spec.weight_decay)
+            return row_kernels.step_adagrad, missed.maps.astype(np.float32), missed.which, (rate, decay)
+        # What the steps missed and the present one make of slot, weight and gradient is one matrix for each row.
         steps = step_map(self.spec, learning_rate) @ missed.maps
         maps = np.concatenate([steps, np.broadcast_to([[1.0], [-learning_rate]], (len(steps), 2, 1))], axis=2)
         kept = self._values.shape[1]
         maps = np.ascontiguousarray(maps[:, 2 - kept :, 2 - kept :], np.float32)
-
-        def step(values, places, gradients, part):
-            row_kernels.step_linear(values, places, maps, missed.which[part], gradients[part])
-
-        return step
-
-    def _adagrad_step(self, rows, learning_rate):
-        """As ``_linear_step``, which tells what it returns."""
-        missed = self._missed(self.updated[rows])
-        maps = missed.maps.astype(np.float32)
-        rate, decay = np.float32(learning_rate), np.float32(1 - learning_rate * self.spec.weight_decay)
-
-        def step(values, places, gradients, part):
-            row_kernels.step_adagrad(values, places, maps, missed.which[part], gradients[part], rate, decay)
-
-        return step
+        return row_kernels.step_linear, maps, missed.which, ()
 
     def _refresh_some(self):
         """Bring the next few rows up to date; half the remembered steps bring all."""
@@ -346,5 +329,13 @@ class Matrix:
             self._refresh(piece.start, piece.stop)
 
     def _refresh(self, start, stop):
-        self._follow(self.values[start:stop], self.updated[start:stop])
-        self.updated[start:stop] = self.version
+        updated = self.updated[start:stop]
+        if self._waiting is not None:
+            self._waiting.settle()
+            there, places = self._waiting.within(start, stop)
+            values = self._waiting.values[places]
+            self._follow(values, updated[there])
+            self._waiting.values[places] = values
+        # Of those that wait what lies here is old, and will be overwritten.
+        self._follow(self._values[start:stop], updated)
+        updated[:] = self.version

@@ -34,14 +34,15 @@ def read(values, rows, newer, places, maps, which, out):
                 result[j] = of_slot * slot[j] + of_weights * weights[j]
 
 
-@compiled(_VALUES, _ROWS, _GIVEN)
-def put(values, rows, new):
-    """values[rows[i]] = new[i]."""
+@compiled(_VALUES, _ROWS, _GIVEN, _ROWS)
+def put(values, rows, given, places):
+    """values[rows[i]] = given[places[i]] where places[i] is not negative."""
     for i in range(len(rows)):
-        row, given = values[rows[i]], new[i]
-        for k in range(len(row)):
-            for j in range(row.shape[1]):
-                row[k, j] = given[k, j]
+        if places[i] >= 0:
+            row, new = values[rows[i]], given[places[i]]
+            for k in range(len(row)):
+                for j in range(row.shape[1]):
+                    row[k, j] = new[k, j]
 
 
 @compiled(_VALUES, _MAPS, _ROWS)

@@ -11,6 +11,7 @@ on from it; a killed one goes on from its journal. Exit codes: 0 stopped, 2 usag
 
 import argparse
 import ipaddress
+import math
 import signal
 import subprocess
 import sys
@@ -24,7 +25,7 @@ import grpc
 from ..errors import UserError
 from .service import Service, TokenCheck, channel_options, handler, health_handler
 from .shard import Shard
-from .store import mapped_store, memory_store
+from .store import default_waiting_bytes, mapped_store, memory_store
 
 
 def parser() -> argparse.ArgumentParser:
@@ -47,6 +48,12 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--step_timeout", type=float, default=60.0, help="seconds to wait for the other clients")
     found.add_argument("--storage", choices=("memory", "mapped"), default="memory", help="where matrices are kept")
     found.add_argument("--directory", type=Path, help="folder of snapshots, journal and mapped files")
+    found.add_argument(
+        "--waiting_gb",
+        type=float,
+        help="memory of a shard for changed rows of each matrix that wait to be written to mapped files, GB (default: "
+        "a tenth of the machine's, shared by the shards here)",
+    )
     found.add_argument(
         "--journal_mb", type=int, default=4096, help="a larger journal becomes a snapshot; 0: no journal, MB"
     )
@@ -94,6 +101,10 @@ def check(arguments: argparse.Namespace) -> None:
             raise UserError(f"--{name} {getattr(arguments, name)}: at least {low}")
     if not arguments.step_timeout > 0 or not arguments.max_gb > 0:
         raise UserError("--step_timeout and --max_gb must be above 0")
+    if arguments.waiting_gb is not None and not 0 <= arguments.waiting_gb < math.inf:
+        raise UserError(f"--waiting_gb {arguments.waiting_gb}: 0 or more; 0 writes every change at once")
+    if arguments.waiting_gb is not None and arguments.storage != "mapped":
+        raise UserError("--waiting_gb is of --storage mapped, and does nothing without")
     if not 0 <= arguments.first_shard < arguments.shards:
         raise UserError(f"--first_shard {arguments.first_shard}: not in [0, --shards {arguments.shards})")
     left = arguments.shards - arguments.first_shard
@@ -145,7 +156,11 @@ def make_server(arguments: argparse.Namespace, address: str, shard: Shard, is_se
 def serve(arguments: argparse.Namespace, number: int) -> int:
     """Serve one shard until a signal asks to stop."""
     folder = arguments.directory
-    store = mapped_store(folder / "mapped") if arguments.storage == "mapped" else memory_store()
+    if arguments.storage == "mapped":
+        waiting_bytes = None if arguments.waiting_gb is None else int(1e9 * arguments.waiting_gb)
+        store = mapped_store(folder / "mapped", waiting_bytes=waiting_bytes)
+    else:
+        store = memory_store()
     shard = Shard(
         store,
         index=arguments.first_shard + number,
@@ -185,6 +200,8 @@ def serve_all(arguments: argparse.Namespace, options: list[str]) -> int:
     stop = threading.Event()
     for number_of_signal in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number_of_signal, lambda *_: stop.set())
+    if arguments.storage == "mapped" and arguments.waiting_gb is None:
+        options = [*options, "--waiting_gb", str(default_waiting_bytes() / arguments.here / 1e9)]
     for number in range(arguments.here):
         own = [
             *options,

@@ -79,18 +79,24 @@ def _write(group: h5py.Group, matrix: Matrix) -> None:
     group.attrs["spec"] = matrix.spec.to_json()
     group.attrs["version"] = matrix.version
     group.create_dataset("skipped", data=matrix.skipped.export())
-    for name, array in _arrays(matrix).items():
-        data = group.create_dataset(name, array.shape, array.dtype)
-        for block in _blocks(array):
-            data[block] = array[block]
+    group.create_dataset("updated", data=matrix.updated)
+    names = ["slot", "weights"] if matrix.spec.has_slot else ["weights"]
+    for name in names:
+        group.create_dataset(name, (matrix.spec.rows, matrix.spec.columns), np.float32)
+    for block in _blocks(matrix.spec):
+        values = matrix.kept(block.start, block.stop)
+        for k, name in enumerate(names):
+            group[name][block] = values[:, k]
 
 
 def _read(group: h5py.Group, matrix: Matrix) -> None:
     with matrix.lock:
         matrix.skipped.restore(int(group.attrs["version"]), group["skipped"][()])
-        for name, array in _arrays(matrix).items():
-            for block in _blocks(array):
-                array[block] = group[name][block]
+        matrix.updated[:] = group["updated"][()]
+        names, values = ["slot", "weights"] if matrix.spec.has_slot else ["weights"], matrix.values
+        for block in _blocks(matrix.spec):
+            for k, name in enumerate(names):
+                values[block, k] = group[name][block]
 
 
 def _check(file: h5py.File, name: str) -> MatrixSpec:
@@ -116,14 +122,9 @@ def _check(file: h5py.File, name: str) -> MatrixSpec:
     return spec
 
 
-def _arrays(matrix: Matrix) -> dict[str, np.ndarray]:
-    arrays = {"weights": matrix.weights, "updated": matrix.updated}
-    return arrays if matrix.slot is None else {**arrays, "slot": matrix.slot}
-
-
-def _blocks(array: np.ndarray):
-    rows = max(1, _BLOCK_BYTES // (array.itemsize * (array.shape[1] if array.ndim > 1 else 1)))
-    return (slice(start, min(start + rows, len(array))) for start in range(0, len(array), rows))
+def _blocks(spec: MatrixSpec):
+    rows = max(1, _BLOCK_BYTES // (4 * spec.columns))
+    return (slice(start, min(start + rows, spec.rows)) for start in range(0, spec.rows, rows))
 
 
 def _sync(path: Path) -> None:

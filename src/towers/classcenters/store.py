@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import StorageError
+from ..host_memory import host_memory_bytes
 from . import snapshots
 from .matrix import Matrix
 from .spec import MatrixSpec, StepMismatch, checked_name, merged
@@ -22,13 +23,19 @@ def memory_store(*, eager: bool = False) -> "Store":
     return Store(np.zeros, eager=eager)
 
 
-def mapped_store(folder: Path, *, eager: bool = False) -> "Store":
-    """A store in files of ``folder`` that are mapped into memory: more classes than RAM, which has 8 bytes of each.
+def mapped_store(folder: Path, *, eager: bool = False, waiting_bytes: int | None = None) -> "Store":
+    """A store in mapped files of ``folder``, for more classes than fit into RAM, which has 12 bytes of each one.
 
     The files have no name, so a process that is killed leaves nothing behind; what shall last goes into snapshots.
+
+    Args:
+      waiting_bytes: memory of each matrix for changed rows that wait to be written, see `Matrix`. None: a tenth of the
+        machine's, as much as Linux lets wait before it begins to save.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    if waiting_bytes is None:
+        waiting_bytes = default_waiting_bytes()
 
     def allocate(shape, dtype):
         size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
@@ -50,7 +57,11 @@ def mapped_store(folder: Path, *, eager: bool = False) -> "Store":
         mapped.madvise(mmap.MADV_RANDOM)
         return np.frombuffer(mapped, dtype).reshape(shape)
 
-    return Store(allocate, eager=eager, write_behind=True)
+    return Store(allocate, eager=eager, waiting_bytes=waiting_bytes)
+
+
+def default_waiting_bytes() -> int:
+    return host_memory_bytes() // 10
 
 
 class Store:
@@ -59,12 +70,12 @@ class Store:
     Args:
       allocate: function of (shape, dtype) to a zero array.
       eager: see `Matrix`: what is read and assigned goes on with the same bits.
-      write_behind: see `Matrix`: a thread writes what a step has made of its rows.
+      waiting_bytes: see `Matrix`: memory for rows that a thread writes to their places later.
     """
 
-    def __init__(self, allocate: Callable = np.zeros, *, eager: bool = False, write_behind: bool = False):
+    def __init__(self, allocate: Callable = np.zeros, *, eager: bool = False, waiting_bytes: int = 0):
         self.matrices: dict[str, Matrix] = {}
-        self.allocate, self.eager, self.write_behind = allocate, eager, write_behind
+        self.allocate, self.eager, self.waiting_bytes = allocate, eager, waiting_bytes
         self._lock = threading.Lock()
 
     def create(self, name: str, spec: MatrixSpec) -> None:
@@ -140,4 +151,4 @@ class Store:
 
     def new_matrix(self, spec: MatrixSpec) -> Matrix:
         """One that is not among the store's yet."""
-        return Matrix(spec, self.allocate, eager=self.eager, write_behind=self.write_behind)
+        return Matrix(spec, self.allocate, eager=self.eager, waiting_bytes=self.waiting_bytes)

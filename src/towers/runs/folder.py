@@ -55,6 +55,7 @@ MAY_DIFFER = frozenset(
         "val_sets",
         "max_bad_fraction",
         "center_folder",
+        "center_waiting_gb",
         "param_servers",
         "param_token_file",
         "param_tls_ca",

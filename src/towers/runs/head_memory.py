@@ -1,12 +1,12 @@
 """Bytes a tower needs for its class weights, and how many identities a card can hold."""
 
-import os
 import subprocess
 from dataclasses import dataclass
 
 import tensorflow as tf
 
 from ..errors import UserError
+from ..host_memory import host_memory_bytes
 
 # Copies of the touched rows at the peak of a step: their gradient, what it is made from, and what replaces it.
 ROW_COPIES = 3
@@ -86,7 +86,7 @@ def most_identities(free: int, **settings) -> int:
 def memory_at_hand(num_towers: int) -> float | None:
     """GB of a tower: of the smallest card that nvidia-smi shows, or a share of this machine's; None: not known."""
     if not tf.config.list_physical_devices("GPU"):
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / num_towers / 1e9
+        return host_memory_bytes() / num_towers / 1e9
     question = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
     try:
         answer = subprocess.run(question, capture_output=True, text=True, check=True, timeout=30).stdout

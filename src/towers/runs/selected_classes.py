@@ -1,5 +1,6 @@
 """The head of --head selected, from the options: where class centres are kept and how a step's classes are found."""
 
+import math
 import sys
 from pathlib import Path
 
@@ -7,7 +8,7 @@ from ..classcenters import indexes
 from ..classcenters.remote import RemoteStore, access
 from ..classcenters.selection import Settings
 from ..classcenters.spec import MatrixSpec, StepMismatch
-from ..classcenters.store import Store, mapped_store, memory_store
+from ..classcenters.store import Store, default_waiting_bytes, mapped_store, memory_store
 from ..distribution import Towers
 from ..errors import UserError
 from ..heads.selected import SelectedHead
@@ -16,7 +17,7 @@ from ..processes import Processes
 
 OPTIONS = (
     "embedding_size seed optimizer weight_decay deterministic accumulate selector query num_selected num_trees probes "
-    "interval adaptive center_folder param_servers param_token_file "
+    "interval adaptive center_folder center_waiting_gb param_servers param_token_file "
     "param_tls_ca param_tls_cert param_tls_key"
 )
 RULES = {"MOM": "momentum", "SGD": "sgd", "ADAGRAD": "adagrad"}
@@ -54,6 +55,7 @@ def make_head(
     interval: int,
     adaptive: bool,
     center_folder: Path | None,
+    center_waiting_gb: float | None,
     param_servers: str | None,
     param_token_file: Path | None,
     param_tls_ca: Path | None,
@@ -86,7 +88,7 @@ def make_head(
     if param_servers and center_folder:
         raise UserError("--center_folder keeps the centres here, --param_servers elsewhere; give one of them")
     entry = access(param_token_file, param_tls_ca, param_tls_cert, param_tls_key)
-    store = _store(center_folder, param_servers, entry, towers.processes, eager=deterministic)
+    store = _store(center_folder, center_waiting_gb, param_servers, entry, towers.processes, eager=deterministic)
     spec = MatrixSpec(
         rows=num_classes, columns=embedding_size, seed=seed, scale=0.1, rule=RULES[optimizer], weight_decay=weight_decay
     )
@@ -121,21 +123,26 @@ def describe(
     embedding_size: int,
     optimizer: str,
     num_selected: int,
+    deterministic: bool,
     center_folder: Path | None,
+    center_waiting_gb: float | None,
     param_servers: str | None,
     **others,
 ) -> list[str]:
-    """Lines of --dry_run."""
+    """Lines of --dry_run. Raises UserError for a memory that is none."""
     spec = MatrixSpec(rows=num_classes, columns=embedding_size, rule=RULES.get(optimizer, "momentum"))
-    place = "mapped files" if center_folder else "memory of servers" if param_servers else "host memory"
+    place = "memory of servers" if param_servers else "host memory"
+    if center_folder:
+        waiting_bytes = 0 if deterministic else min(_waiting_bytes(center_waiting_gb), spec.num_bytes)
+        place = f"mapped files, {waiting_bytes / 1e9:.2f} GB of changed ones in memory"
     rows = min(num_selected, num_classes) * embedding_size * 4
     return [
         f"head: {min(num_selected, num_classes):,} of {num_classes:,} classes a step, {rows / 1e6:.1f} MB of rows; "
-        f"all of them in {place}, {spec.num_bytes / 1e9:.2f} GB"
+        f"all of them, {spec.num_bytes / 1e9:.2f} GB, in {place}"
     ]
 
 
-def _store(center_folder, param_servers, entry, processes, eager) -> Store | RemoteStore:
+def _store(center_folder, center_waiting_gb, param_servers, entry, processes, eager) -> Store | RemoteStore:
     if param_servers:
         store = RemoteStore(param_servers.split(","), client=processes.index, **entry)
         if store.clients != processes.num:
@@ -144,7 +151,17 @@ def _store(center_folder, param_servers, entry, processes, eager) -> Store | Rem
                 f"has {processes.num}; start the servers with --clients {processes.num}"
             )
         return store
-    return mapped_store(center_folder, eager=eager) if center_folder else memory_store(eager=eager)
+    if not center_folder:
+        return memory_store(eager=eager)
+    return mapped_store(center_folder, eager=eager, waiting_bytes=_waiting_bytes(center_waiting_gb))
+
+
+def _waiting_bytes(gigabytes):
+    if gigabytes is None:
+        return default_waiting_bytes()
+    if not 0 <= gigabytes < math.inf:
+        raise UserError(f"--center_waiting_gb {gigabytes}: 0 or more; 0 writes every change at once")
+    return int(1e9 * gigabytes)
 
 
 def _builder(selector):
