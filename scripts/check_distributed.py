@@ -7,10 +7,13 @@ python scripts/check_distributed.py --reduction nccl --param_servers 10.0.0.5:55
 import statistics
 import time
 
+# Before TensorFlow, which then starts without a word.
+from towers import options
+
+# isort: split
 import numpy as np
 import tensorflow as tf
 
-from towers import options
 from towers.classcenters.remote import RemoteStore, access
 from towers.classcenters.spec import MatrixSpec
 from towers.distribution import REDUCTIONS, Towers, tower_index
@@ -51,6 +54,8 @@ def check_towers(towers: Towers, megabytes: int) -> str:
     expected = towers.num_towers * (towers.num_towers + 1) / 2
     if not np.all(summed().numpy() == expected):
         raise UserError(f"the sum over {towers.num_towers} towers is wrong; try another --reduction")
+    if towers.num_towers == 1:
+        return "one tower: nothing is summed; --towers 2 tries it"
     seconds = median_seconds(summed)
     return f"sum over {towers.num_towers} tower(s): right, {megabytes / seconds / 1000:.2f} GB/s of {megabytes} MB"
 

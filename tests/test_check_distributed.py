@@ -10,7 +10,14 @@ def test_towers_and_servers_are_checked():
         found = run_python("scripts/check_distributed.py", *options)
         assert "sum over 2 tower(s): right" in found.stdout
         assert "2 server(s): round trip" in found.stdout
+        assert found.stderr == ""
         assert shards[0].store.version("check_distributed") == 1
+
+
+def test_one_tower_has_no_bandwidth():
+    found = run_python("scripts/check_distributed.py", "--megabytes", 1)
+    assert "one tower: nothing is summed" in found.stdout
+    assert "GB/s" not in found.stdout
 
 
 def test_servers_that_ask_for_a_certificate_and_a_token(certificate, tmp_path):
