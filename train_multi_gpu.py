@@ -19,7 +19,7 @@ from towers.heads.sharded import ShardedHead
 from towers.losses.margin import NormStatistics
 from towers.networks import decayed_variables, moving_statistics
 from towers.processes import ALONE
-from towers.runs import dry_run, head_memory, pair_sets, pictures, plan, run, selected_classes
+from towers.runs import dry_run, head_memory, pair_sets, pictures, plan, run, selected_classes, validation
 from towers.training import margins
 
 LOSS_OPTIONS = "loss margin_m1 margin_m2 margin_m3 scale sub_centres interclass_filtering_threshold logits_chunk"
@@ -28,7 +28,7 @@ LOSS_OPTIONS = "loss margin_m1 margin_m2 margin_m3 scale sub_centres interclass_
 def make_parser() -> options.Parser:
     parser = options.Parser(__doc__)
     options.add_data(parser)
-    options.add_filtering(parser, held_out=False)
+    options.add_filtering(parser)
     options.add_towers(parser, several_processes=True)
     options.add_batches(parser, batch_size=128)
     options.add_network(parser, network="mobilefacenet", embedding_size=512)
@@ -49,7 +49,7 @@ def main(arguments, processes=ALONE) -> None:
     sample_rate = margins.chosen_sample_rate(**pick("head sample_rate"))
     head_memory.check_options(**pick("identities card_memory dry_run"))
     selected_classes.check_processes(**pick("head param_servers"), processes=processes)
-    source, _, _ = pictures.training_pictures(**pick(pictures.SOURCE_OPTIONS))
+    source, held_out, labels = pictures.training_pictures(**pick(pictures.OPTIONS))
     towers = run.set_up(**pick("towers reduction precision deterministic seed"), processes=processes)
     steps = plan.plan_steps(len(source), towers.num_towers, where=str(arguments.data_dir), **pick(plan.STEP_OPTIONS))
     plan.check_parts(steps.batch_size // towers.num_towers, arguments.accumulate)
@@ -97,6 +97,7 @@ def main(arguments, processes=ALONE) -> None:
     validators = (
         [pair_sets.validator(towers, network, sets, **sizes, batch_size=arguments.lfw_batch_size)] if sets else []
     )
+    validators += validation.of_classes(towers, network, held_out, labels, head, loss.form, **sizes)
     run.train(
         towers=towers,
         plan=steps,

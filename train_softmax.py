@@ -79,7 +79,9 @@ def main(arguments, processes=ALONE) -> None:
     inference = networks.inference(network)
     validators = []
     if held_out is not None:
-        validators.append(validation.classes_validator(towers, inference, held_out, held_out_labels, head, **sizes))
+        validators.append(
+            validation.classes_validator(towers, inference, held_out, held_out_labels, head.export, **sizes)
+        )
     if arguments.lfw_dir:
         validators.append(validation.pairs_validator(towers, inference, **sizes, **pick(validation.LFW_OPTIONS)))
     run.train(

@@ -68,7 +68,11 @@ def check_servers(addresses: list[str], matrix: str, entry: dict) -> str:
     one = median_seconds(lambda: store.pull(matrix, rows[:1]))
     many = median_seconds(lambda: store.pull(matrix, rows))
     version, before = store.version(matrix), store.pull(matrix, rows[:1])
-    store.push(matrix, rows[:1], np.ones((1, 128), np.float32), 1.0, version)
+    # A step is made when all clients have pushed; their mean is what one of them pushes.
+    for client in range(store.clients):
+        one_of_them = store if client == 0 else RemoteStore(addresses, client=client, timeout=10, **entry)
+        one_of_them.create(matrix, spec)
+        one_of_them.push(matrix, rows[:1], np.ones((1, 128), np.float32), 1.0, version)
     if not np.allclose(store.pull(matrix, rows[:1], version + 1), before - 1, atol=1e-5):
         raise UserError(f"{','.join(addresses)}: a pushed gradient is not in the rows pulled after it")
     return f"{len(addresses)} server(s): round trip {1e3 * one:.1f} ms, {many * 1e3:.1f} ms for 1,000 rows x 128"

@@ -14,6 +14,14 @@ def test_towers_and_servers_are_checked():
         assert shards[0].store.version("check_distributed") == 1
 
 
+def test_servers_of_several_clients():
+    with serving("--clients", 3) as (addresses, shards):
+        for version in (1, 2):
+            found = run_python("scripts/check_distributed.py", "--megabytes", 1, "--param_servers", ",".join(addresses))
+            assert "1 server(s): round trip" in found.stdout
+            assert shards[0].store.version("check_distributed") == version
+
+
 def test_one_tower_has_no_bandwidth():
     found = run_python("scripts/check_distributed.py", "--megabytes", 1)
     assert "one tower: nothing is summed" in found.stdout

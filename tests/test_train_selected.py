@@ -1,5 +1,7 @@
 """train_multi_gpu.py --head selected as a user runs it, on tiny pictures, in processes of its own."""
 
+import json
+
 import numpy as np
 import pytest
 from classcenters.serving import Program
@@ -39,6 +41,23 @@ def test_a_run_and_its_resumption(faces, tmp_path):
     train(faces, tmp_path / "run", "--towers", "1", "--max_steps", "4", "--adaptive")
     after = state_of(tmp_path / "run", 4)
     assert 0 < np.abs(after["head/weights"] - state["head/weights"]).max() < 0.1
+
+
+def test_held_out_pictures_are_classified_among_all_classes(faces, tmp_path):
+    """And what is right among the selected ones goes by another name."""
+    options = ("--max_steps", "40", "--learning_rate", "0.1", "--validation_set_split_ratio", "0.3")
+    found = train(faces, tmp_path / "run", *options, "--validate_every_n_epochs", "100")
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    (validated,) = [line for line in lines if "val_accuracy" in line]
+    assert validated["val_accuracy"] >= 0.5
+    assert f"accuracy {validated['val_accuracy']:.5f}" in found.stdout
+    steps = [line for line in lines if "selected_accuracy" in line]
+    assert len(steps) == 40
+    assert not any("accuracy" in line or "tower_accuracy" in line for line in lines)
+    assert "right among the selected" in found.stdout
+    found = train(faces, tmp_path / "other", *options, "--head", "sharded", "--sub_centres", "2", check=False)
+    assert found.returncode == 2
+    assert "--sub_centres 2: --val_dir and --validation_set_split_ratio need one centre a class" in found.stderr
 
 
 def test_options_that_do_not_fit(faces, tmp_path):

@@ -400,7 +400,9 @@ def add_selection(parser: Parser) -> None:
     )
     group.add_argument("--interval", type=int, default=100, help="steps between rebuilds of the index")
     group.add_argument(
-        "--adaptive", action="store_true", help="steer the three numbers above by measured recall and probability mass"
+        "--adaptive",
+        action="store_true",
+        help="steer --num_selected, --num_trees or --probes, and --interval by measured recall and probability mass",
     )
     group.add_argument("--center_folder", type=Path, help="keep the centres in mapped files here, not in memory")
     group.add_argument(

@@ -120,7 +120,8 @@ class RemoteStore:
         self._channels = [_channel(address, ca, certificate) for address in self.addresses]
         self._calls = [_calls(channel) for channel in self._channels]
         self._pool = futures.ThreadPoolExecutor(2 * len(self.addresses), thread_name_prefix="class centres")
-        self._lock = threading.Lock()
+        # Taken again by its thread where a server starts anew while pushes are sent again.
+        self._lock = threading.RLock()
         self._specs: dict[str, MatrixSpec] = {}
         self._versions: dict[str, int] = {}
         self._generations = [0] * len(self.addresses)

@@ -6,7 +6,8 @@ r"""A parameter server for class centres.
 
 Several shards are processes at consecutive ports. On several machines: `--shards 8 --first_shard 4 --here 4`
 starts the second half of eight. A stopped server (SIGTERM, Ctrl-C) writes a snapshot into --directory and goes
-on from it; a killed one goes on from its journal. Exit codes: 0 stopped, 2 usage, 74 storage.
+on from it; a killed one goes on from its journal. With --journal_mb 0 both begin empty, until a client loads.
+Exit codes: 0 stopped, 2 usage, 74 storage.
 """
 
 import argparse

@@ -28,6 +28,8 @@ class ReplicatedHead:
       name: begins the paths of its variables; each head of a network needs its own.
     """
 
+    accuracy_name = "accuracy"
+
     def __init__(
         self,
         num_classes: int,

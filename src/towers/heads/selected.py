@@ -71,6 +71,9 @@ class SelectedHead(ShardedHead):
       UserError: sub-centres, which the selection does not know.
     """
 
+    # Of the classes of a step, among which it is easier to be right than among all.
+    accuracy_name = "selected_accuracy"
+
     def __init__(
         self,
         towers: Towers,

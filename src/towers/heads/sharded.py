@@ -52,6 +52,9 @@ class ShardedHead:
       UserError: another rule, a rate out of its range, or fewer sampled classes than a batch may hold.
     """
 
+    # Of all classes, or of a sample of them.
+    accuracy_name = "accuracy"
+
     def __init__(
         self,
         towers: Towers,

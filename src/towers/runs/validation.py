@@ -8,7 +8,7 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from .. import plots
+from .. import networks, plots
 from ..datasets.augmentation import centre_crop
 from ..datasets.folder import PathSource
 from ..datasets.packs import read_pack
@@ -20,7 +20,9 @@ from ..evaluation.embedding import embed
 from ..evaluation.features import write_features
 from ..evaluation.lfw import read_pairs, resolve_pairs
 from ..evaluation.neighbours import recall_at_1
+from ..evaluation.retrieval import normalised as unit
 from ..evaluation.verification import Verification, evaluate_pairs, report, verify_flipped
+from ..losses.margin import LogitForm
 from ..summaries import RunLog
 
 PAIRS_OPTIONS = "lfw_dir lfw_pairs lfw_nrof_folds"
@@ -258,7 +260,15 @@ def pairs_validator(
 
 
 def classes_validator(
-    towers: Towers, network: keras.Model, held_out, labels: np.ndarray, head, *, image_size: int, load_size: int
+    towers: Towers,
+    network: keras.Model,
+    held_out,
+    labels: np.ndarray,
+    classifier: Callable[[], tuple[np.ndarray, np.ndarray | None]],
+    *,
+    image_size: int,
+    load_size: int,
+    normalised: bool = False,
 ) -> Callable[[RunLog, int], dict]:
     """Validation on other pictures of the trained classes: cross-entropy, top-1 and top-5 over all classes.
 
@@ -266,7 +276,8 @@ def classes_validator(
 
     Args:
       held_out: source of the pictures; ``labels``: [N].
-      head: a head whose ``export`` gives the weights [C, D] and bias [C].
+      classifier: gives the weights [C, D] and bias [C] or None.
+      normalised: embeddings are brought to length 1 before.
     """
 
     def validate(log: RunLog, step: int) -> dict:
@@ -274,7 +285,9 @@ def classes_validator(
         if bad:
             log.text(f"{len(bad)} unreadable picture(s) left out, the first {held_out.where(min(bad))}")
         readable = np.setdiff1d(np.arange(len(labels)), list(bad))
-        result = classify(embeddings[readable], *head.export(), labels[readable])
+        if normalised:
+            embeddings = unit(embeddings)
+        result = classify(embeddings[readable], *classifier(), labels[readable])
         metrics = {"val_accuracy": result.top(1), "val_loss": result.loss}
         if result.num_classes > TOP:
             metrics["val_top5"] = result.top(TOP)
@@ -285,3 +298,38 @@ def classes_validator(
         return metrics
 
     return validate
+
+
+def of_classes(towers: Towers, network: keras.Model, held_out, labels, head, form: LogitForm, **sizes) -> list:
+    """``classes_validator`` of a margin head's classes, where pictures are held out; else none.
+
+    Raises:
+      UserError: the class weights are spread over processes, or a class has more than one.
+    """
+    if held_out is None:
+        return []
+    if towers.processes.num > 1:
+        raise UserError(
+            f"{towers.processes.num} processes: --val_dir and --validation_set_split_ratio need all class weights in "
+            "one; train without them, or in one process"
+        )
+    if form.sub_centres > 1:
+        raise UserError(
+            f"--sub_centres {form.sub_centres}: --val_dir and --validation_set_split_ratio need one centre a class"
+        )
+    classifier, inference = margin_classifier(head, form), networks.inference(network)
+    return [classes_validator(towers, inference, held_out, labels, classifier, **sizes, normalised=form.normalised)]
+
+
+def margin_classifier(head, form: LogitForm) -> Callable[[], tuple[np.ndarray, None]]:
+    """Function that gives the weights [C, D] of all classes whose products with embeddings are a margin head's logits.
+
+    The embeddings must have length 1 where ``form.normalised``. Margins are of training alone.
+    """
+
+    def classifier():
+        exported = head.export()
+        weights = exported[0] if isinstance(exported, tuple) else exported
+        return form.scale * (unit(weights) if form.normalised else weights), None
+
+    return classifier

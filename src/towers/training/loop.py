@@ -201,6 +201,8 @@ def _line(metrics: dict, epoch_size: int, left: float | None) -> str:
     losses = metrics["tower_losses"]
     spread = f" ({min(losses):.3f}..{max(losses):.3f})" if len(losses) > 1 else ""
     accuracy = f"  accuracy {metrics['accuracy']:.3f}" if "accuracy" in metrics else ""
+    if "selected_accuracy" in metrics:
+        accuracy = f"  right among the selected {metrics['selected_accuracy']:.3f}"
     loss = "not finite" if metrics["loss"] is None else f"{metrics['loss']:.3f}"
     line = (
         f"Epoch: [{epoch + 1}][{in_epoch + 1}/{epoch_size}]  loss {loss}{spread}{accuracy}  "

@@ -106,7 +106,8 @@ def make_objective(
     """Cross entropy over the classes of ``head``, and MagFace's penalty.
 
     Args:
-      head: with ``classify``; its rows come in the batch as ``rows``, or else from its ``prepare``.
+      head: with ``classify``, and ``accuracy_name`` for what its hits say; its rows come in the batch as ``rows``, or
+        else from its ``prepare``.
       prepare: batch -> the network's input.
       statistics: of the norms, needed by AdaFace.
     """
@@ -129,7 +130,7 @@ def make_objective(
         losses = main + MAGFACE_PENALTY * penalty
         metrics = {
             "main": tf.reduce_mean(main),
-            "accuracy": tf.reduce_mean(correct),
+            head.accuracy_name: tf.reduce_mean(correct),
             "embedding_norm": tf.reduce_mean(norms),
         }
         return TowerLosses(losses, tf.ones_like(losses), metrics, commits)
