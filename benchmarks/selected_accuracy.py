@@ -49,6 +49,11 @@ WAYS = {
         lambda points, breadth, **more: ivf.build(points, probes=breadth, **more),
         "features",
     ),
+    "ivf, center": (
+        SELECTED,
+        lambda points, breadth, **more: ivf.build(points, probes=breadth, **more),
+        "center",
+    ),
     "random": (SELECTED, None, "center"),
 }
 
