@@ -387,8 +387,9 @@ def add_selection(parser: Parser) -> None:
     group.add_argument(
         "--query",
         choices=("center", "features"),
-        default="center",
-        help="find classes near the centres of the batch's labels, while the step before runs, or near its features",
+        default="features",
+        help="find classes near the batch's features, or near the centres of its labels, while the step before runs, "
+        "which is faster and less accurate",
     )
     group.add_argument("--num_selected", "--sample_num", type=int, default=1000, help="classes of a step")
     group.add_argument("--num_trees", "--ntrees", type=int, default=50, help="trees of forest and annoy")
