@@ -78,7 +78,7 @@ def main(arguments) -> None:
     validators = [gem_choice.power_validator(power)]
     if arguments.val_dir is not None:
         held_out, labels = pictures.labelled_pictures(arguments.val_dir, classifier.class_names)
-        validators.append(validation.classes_validator(towers, network, held_out, labels, head, **sizes))
+        validators.append(validation.classes_validator(towers, network, held_out, labels, head.export, **sizes))
     run.train(
         towers=towers,
         plan=steps,

@@ -101,7 +101,7 @@ def validators(
     found = []
     if val_dir is not None:
         source, labels = pictures.labelled_pictures(val_dir, class_names)
-        found.append(validation.classes_validator(towers, network, source, labels, head, **sizes))
+        found.append(validation.classes_validator(towers, network, source, labels, head.export, **sizes))
     if holidays_dir is not None:
         found.append(
             retrieval.retrieval_validator(
