@@ -34,7 +34,7 @@ def best_rows(rows: np.ndarray, scores: np.ndarray, count: int) -> tuple[np.ndar
       rows: int64 [n], below 2^32.
       scores: float32 [n].
     """
-    numbers = falling(scores).astype(np.uint64) << _HALF | rows.astype(np.uint64)
+    numbers = _falling(scores).astype(np.uint64) << _HALF | rows.astype(np.uint64)
     if count < len(numbers):
         numbers = np.partition(numbers, count)[:count]
     numbers.sort()
@@ -44,7 +44,7 @@ def best_rows(rows: np.ndarray, scores: np.ndarray, count: int) -> tuple[np.ndar
 
 def best_distinct(rows: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The distinct ones of rows with the best score of each, best first, of equal ones the lower row; as best_rows."""
-    numbers = np.sort(rows.astype(np.uint64) << _HALF | falling(scores))
+    numbers = np.sort(rows.astype(np.uint64) << _HALF | _falling(scores))
     # The first number of a row has its best score.
     bits = (numbers & _LOWER).astype(np.uint32)
     rows = (numbers >> _HALF).astype(np.int64)
@@ -52,7 +52,7 @@ def best_distinct(rows: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.
     return best_rows(rows[first], _turned(bits[first]).view(np.float32), len(rows))
 
 
-def falling(scores: np.ndarray) -> np.ndarray:
+def _falling(scores):
     """uint32 that fall where float32 scores grow."""
     return _turned(scores.astype(np.float32).view(np.uint32))
 
